@@ -1,0 +1,42 @@
+# Every target builds what it needs in .venv, from the pinned versions of requirements-dev.txt.
+PYTHON ?= python3.11
+PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
+BIN := .venv/bin
+BENCH_EVENTS ?= 1000000
+
+.PHONY: help demo test check bench format clean
+help:
+	@echo "make demo    load real data over HTTP into DuckDB and show answers from it"
+	@echo "make test    the test suite"
+	@echo "make check   lint and types"
+	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"
+	@echo "make format  put the code in its form"
+	@echo "make clean   remove what the targets made"
+
+.venv/ready: requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/mpload demo
+
+test: .venv/ready
+	$(BIN)/pytest -n 2
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m bench $(BENCH_EVENTS)
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,90 @@
+"""Hosts, limits, sizes and defaults. Facts about Mixpanel name the page of its documentation they come from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Literal
+
+Region = Literal["us", "eu", "in"]
+ApiFamily = Literal["export", "query", "app", "ingestion"]
+
+REGIONS: Final[tuple[Region, ...]] = ("us", "eu", "in")
+
+HOSTS: Final[dict[ApiFamily, dict[Region, str]]] = {
+    "export": {
+        "us": "https://data.mixpanel.com",
+        "eu": "https://data-eu.mixpanel.com",
+        "in": "https://data-in.mixpanel.com",
+    },
+    "query": {
+        "us": "https://mixpanel.com",
+        "eu": "https://eu.mixpanel.com",
+        "in": "https://in.mixpanel.com",
+    },
+    "app": {
+        "us": "https://mixpanel.com",
+        "eu": "https://eu.mixpanel.com",
+        "in": "https://in.mixpanel.com",
+    },
+    "ingestion": {
+        "us": "https://api.mixpanel.com",
+        "eu": "https://api-eu.mixpanel.com",
+        "in": "https://api-in.mixpanel.com",
+    },
+}
+"""Origin of each API family by region. Mixpanel docs: API overview (reference/overview)."""
+
+LIMITS: Final[dict[ApiFamily, tuple[tuple[int, float], ...]]] = {
+    "export": ((60, 3600.0), (3, 1.0)),
+    "query": ((60, 3600.0),),
+    "app": ((1, 1.0),),
+    "ingestion": ((1, 1.0),),
+}
+"""(requests, seconds) allowed to one project. Mixpanel docs: Rate Limits (reference/rate-limits).
+
+No limit is published for the App API, nor for reads from the ingestion host (lookup tables); one request a second is
+our own choice."""
+
+MAX_CONCURRENT: Final[dict[ApiFamily, int]] = {"export": 100, "query": 5, "app": 1, "ingestion": 1}
+"""Requests of one project that may be under way at once. Mixpanel docs: Rate Limits."""
+
+PROJECT_SECRET_ENDS: Final = "2027-03-03"  # noqa: S105
+"""The day Mixpanel stops accepting project secrets. Mixpanel docs: Project Secret (reference/project-secret)."""
+
+RETRIES: Final = 3
+"""Attempts after the first."""
+BACKOFF_FIRST_S: Final = 1.0
+BACKOFF_MAX_S: Final = 60.0
+BACKOFF_JITTER: Final = 0.1
+"""Share of a backoff that is random."""
+TIMEOUT_S: Final = 30.0
+"""Seconds to connect, and between two bytes, of any request but an export."""
+EXPORT_TIMEOUT_S: Final = 300.0
+"""Seconds between two bytes of an export: its first byte can take minutes."""
+
+LOOKBACK_DAYS: Final = 5
+"""Days after its end until a day is settled. `/track` accepts events up to 5 days old (reference/track-event)."""
+FIRST_LOAD_DAYS: Final = 30
+"""Days before today that a first load goes back, where `start_date` is not set."""
+WINDOW_DAYS: Final = 1
+"""Days asked for in one export request."""
+MAX_REJECTED_SHARE: Final = 0.01
+MAX_REJECTED_FREE: Final = 10
+"""So many unreadable lines never fail a window, whatever their share."""
+
+DATASET: Final = "mixpanel"
+PIPELINE: Final = "mixpanel"
+
+DEMO_PROJECT: Final = "demo"
+
+
+def mixpanel_home() -> Path:
+    """`~/.mp`: where the config file and the data folder are unless told otherwise."""
+    return Path.home() / ".mp"
+
+
+def data_folder() -> Path:
+    """`MP_DATA_DIR`, else `~/.mp/data`: databases, request ledger, spool. Not created here."""
+    value = os.environ.get("MP_DATA_DIR")
+    return Path(value).expanduser() if value else mixpanel_home() / "data"
