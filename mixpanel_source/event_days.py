@@ -1,0 +1,42 @@
+"""What `event_days` says is loaded: the truth about which days are there, whatever wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
+from typing import Any
+
+from mixpanel_source.windows import LoadedDay
+
+LOADED_DAYS_SQL = """
+SELECT event_days.day, event_days.filter, event_days.exported_at, event_days.complete
+FROM event_days JOIN _dlt_loads ON _dlt_loads.load_id = event_days._dlt_load_id
+WHERE _dlt_loads.status = 0
+"""
+"""A row counts once its load package is complete: `_dlt_loads.status` is 0."""
+
+
+def loaded_days(rows: Iterable[Sequence[Any]], labels: Sequence[str | None]) -> list[LoadedDay]:
+    """The days of `rows` (of LOADED_DAYS_SQL) that hold all of `labels`: values of `filter`, None being the whole day.
+
+    A whole day holds every event. Of a day loaded in parts, the least complete and first exported part counts.
+    """
+    best: dict[date, dict[str | None, LoadedDay]] = {}
+    for day, label, exported_at, complete in rows:
+        known = best.setdefault(day, {})
+        loaded = LoadedDay(day, exported_at, complete)
+        if label not in known or _rank(loaded) > _rank(known[label]):
+            known[label] = loaded
+    days: list[LoadedDay] = []
+    for _, known in sorted(best.items()):
+        parts = [
+            max((known[label] for label in {wanted, None} if label in known), key=_rank, default=None)
+            for wanted in labels
+        ]
+        if all(part is not None for part in parts):
+            days.append(min((part for part in parts if part is not None), key=_rank))
+    return days
+
+
+def _rank(day: LoadedDay) -> tuple[bool, datetime]:
+    return day.complete, day.exported_at

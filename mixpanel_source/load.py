@@ -1,0 +1,267 @@
+"""Runs the source into a DuckDB file, a few windows at a time, and sums up what it loaded."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import dlt
+from dlt.common.destination import Destination
+from dlt.common.destination.configuration import ParquetFormatConfiguration
+from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
+from dlt.pipeline.exceptions import PipelineStepFailed
+from filelock import FileLock, Timeout
+
+from mixpanel_source import settings
+from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
+from mixpanel_source.exports import EventFilter, Exports, warn_of_other_kind
+from mixpanel_source.project import Project, parse_day
+from mixpanel_source.resources.events import days_scope, events_package
+from mixpanel_source.resources.profiles import profiles as profiles_resource
+from mixpanel_source.source import loaded_days_of, source_of
+from mixpanel_source.warehouse import first_line, pipelines_folder, prepare_database
+from mixpanel_source.windows import ONE_DAY, DateRange, Window
+
+logger = logging.getLogger(__name__)
+
+RESOURCES = ("events", "profiles")
+WITH_DAYS = ("events",)
+"""The resources that dates apply to; the others are loaded as they are now."""
+
+PACKAGE_BYTES = 256 * 1024 * 1024
+"""Properties in one load package, about: DuckDB's memory grows with it, and a stop loses no more than this."""
+
+DUCKDB_CONFIG = {
+    # On a laptop's two cores a second thread costs more CPU than it saves time, and the other one converts.
+    "threads": 1,
+    "memory_limit": "300MB",
+}
+DUCKDB_PRAGMAS = ["force_compression='zstd'"]
+
+
+class LoadProgress(Protocol):
+    """Told how far a load is. Called from several threads."""
+
+    def planned(self, windows: Sequence[Window]) -> None: ...
+    def received(self, compressed_bytes: int) -> None: ...
+    def loaded(self, window: Window, rows: int, size: int) -> None: ...
+    def profiles(self, read: int, total: int | None) -> None: ...
+
+
+class NoProgress:
+    def planned(self, windows: Sequence[Window]) -> None: ...
+    def received(self, compressed_bytes: int) -> None: ...
+    def loaded(self, window: Window, rows: int, size: int) -> None: ...
+    def profiles(self, read: int, total: int | None) -> None: ...
+
+
+@dataclass
+class TableLoad:
+    """What a load did to one table. `days` counts the export days replaced, where the table has days."""
+
+    table: str
+    rows: int = 0
+    days: int = 0
+    seconds: float = 0.0
+    error: MixpanelDataError | None = None
+
+
+@dataclass
+class LoadResult:
+    """What a load did; `error` is the first that a table met, after the others were finished."""
+
+    database: Path
+    tables: list[TableLoad] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def error(self) -> MixpanelDataError | None:
+        return next((table.error for table in self.tables if table.error is not None), None)
+
+
+def load(
+    project: Project,
+    database: Path,
+    resources: Sequence[str] = RESOURCES,
+    *,
+    asked: DateRange = DateRange(),
+    filter_: EventFilter = EventFilter(),
+    progress: LoadProgress | None = None,
+) -> LoadResult:
+    """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
+
+    An error of one resource is kept in the result, and the others are loaded. Raises WarehouseError where the file
+    cannot be written or another load works on it, ConfigError where the dates or resources cannot be.
+    """
+    unknown = [name for name in resources if name not in RESOURCES]
+    if unknown:
+        raise ConfigError(f"there is no resource {unknown[0]!r}", hint=f"there are: {', '.join(RESOURCES)}")
+    result = LoadResult(database)
+    told = progress or NoProgress()
+    with _locked(database):
+        prepare_database(database)
+        pipeline = open_pipeline(database)
+        steps: dict[str, Callable[[TableLoad], None]] = {
+            "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
+            "profiles": lambda table: _load_profiles(pipeline, project, told, table),
+        }
+        for name in RESOURCES:
+            if name not in resources:
+                continue
+            table = TableLoad(name)
+            result.tables.append(table)
+            started = time.monotonic()
+            try:
+                with _own_errors(database):
+                    steps[name](table)
+            except ConfigError:
+                raise
+            except MixpanelDataError as error:
+                table.error = error
+            table.seconds = time.monotonic() - started
+    return result
+
+
+def dates_of(project: Project, from_date: str | None, to_date: str | None, refresh: bool = False) -> DateRange:
+    """The range asked for in words: days, or `today` and `yesterday` of the project's calendar. Raises ConfigError."""
+    today = datetime.now(project.calendar).date()
+    words = {"today": today.isoformat(), "yesterday": (today - ONE_DAY).isoformat()}
+    first, last = (words.get(text, text) if text else None for text in (from_date, to_date))
+    return DateRange(parse_day("from", first), parse_day("to", last), refresh)
+
+
+def start_over(database: Path) -> None:
+    """Remove the database and what dlt keeps of it. Raises WarehouseError where another load works on it."""
+    with _locked(database):
+        for path in (database, database.with_name(database.name + ".wal")):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(pipelines_folder(database), ignore_errors=True)
+
+
+def duckdb_destination(database: Path) -> Destination[Any, Any]:
+    """dlt's DuckDB destination with the settings measured best for events: see DUCKDB_CONFIG."""
+    return dlt.destinations.duckdb(
+        DuckDbCredentials(str(database), global_config=dict(DUCKDB_CONFIG), pragmas=list(DUCKDB_PRAGMAS)),
+        # The files live for seconds: compressing them costs more than writing them.
+        parquet_format=ParquetFormatConfiguration(compression="none"),
+    )
+
+
+def open_pipeline(database: Path) -> dlt.Pipeline:
+    """The pipeline that fills `database`, in step with it and with nothing left over from a stopped run."""
+    os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
+    pipeline = dlt.pipeline(
+        settings.PIPELINE,
+        destination=duckdb_destination(database),
+        dataset_name=settings.DATASET,
+        pipelines_dir=str(pipelines_folder(database)),
+    )
+    with _own_errors(database):
+        if pipeline.has_pending_data:
+            # Completing it could write rows twice whose job was done but not yet noted; its days are exported anew.
+            pipeline.abort_packages()
+        pipeline.sync_destination()
+    return pipeline
+
+
+def _load_events(
+    pipeline: dlt.Pipeline,
+    project: Project,
+    asked: DateRange,
+    filter_: EventFilter,
+    progress: LoadProgress,
+    table: TableLoad,
+    result: LoadResult,
+) -> None:
+    """Load the days asked for in packages of some windows each; what is loaded stays if a later one fails."""
+    windows = project.windows(asked, loaded_days_of(pipeline, filter_))
+    told = _Counted(progress)
+    progress.planned(windows)
+    with project.client() as client, Exports(client, project, windows, filter_, told) as exports:
+        while not exports.is_done:
+            told.rows = told.days = 0
+            pipeline.run(source_of(events_package(exports, PACKAGE_BYTES, partial(_holds_none_of, pipeline))))
+            table.rows += told.rows
+            table.days += told.days
+    warn_of_other_kind(exports.lags, project, result.warnings.append)
+
+
+class _Counted:
+    """Counts the rows and days of a load package as they go by."""
+
+    def __init__(self, progress: LoadProgress) -> None:
+        self.received = progress.received
+        self.rows = 0
+        self.days = 0
+        self._progress = progress
+
+    def loaded(self, window: Window, rows: int, size: int) -> None:
+        self.rows += rows
+        self.days += len(window)
+        self._progress.loaded(window, rows, size)
+
+
+def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
+    """Whether no row of `days` is there, whoever wrote it: appending is then the same as replacing, for less."""
+    if not pipeline.schema_names:
+        return True
+    with pipeline.sql_client() as client:
+        try:
+            rows = client.execute_sql(f"SELECT 1 FROM events WHERE {days_scope('event_date', days)} LIMIT 1")
+        except DatabaseUndefinedRelation:
+            return True
+    return not rows
+
+
+def _load_profiles(pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, table: TableLoad) -> None:
+    pipeline.run(source_of(profiles_resource(lambda: project, on_page=progress.profiles)))
+    trace = pipeline.last_trace
+    counts = trace.last_normalize_info.row_counts if trace and trace.last_normalize_info else {}
+    table.rows = counts.get("profiles", 0)
+
+
+@contextmanager
+def _locked(database: Path) -> Iterator[None]:
+    """Holds the database against other loads. Raises WarehouseError where another one has it."""
+    try:
+        database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(database.with_name(database.name + ".lock"))
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise WarehouseError(
+            f"another load works on {database}", hint="wait for it to end; what it loads need not be loaded again"
+        ) from None
+    except OSError as error:
+        raise WarehouseError(f"cannot write beside {database}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _own_errors(database: Path) -> Iterator[None]:
+    """Turns the failure of a pipeline step into the error of ours that caused it."""
+    try:
+        yield
+    except PipelineStepFailed as failed:
+        cause: BaseException | None = failed
+        while cause is not None:
+            if isinstance(cause, (MixpanelDataError, KeyboardInterrupt)):
+                raise cause from None
+            root, cause = cause, cause.__cause__ or cause.__context__
+        logger.debug("step %s failed", failed.step, exc_info=failed)
+        raise WarehouseError(
+            f"writing {database} failed in step {failed.step}: {first_line(root)}",
+            hint="what was loaded before is there and whole; run the same command again",
+        ) from None

@@ -1,0 +1,125 @@
+"""One Mixpanel project as a load sees it: who signs, in which calendar its days run, how its exports are judged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from mixpanel_source import settings
+from mixpanel_source.client import MixpanelClient
+from mixpanel_source.credentials import Account, Credentials
+from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.windows import DateRange, LoadedDay, Window, days_to_load, windows_over
+
+
+@dataclass(frozen=True)
+class Project:
+    """Raises ConfigError where a value cannot be."""
+
+    credentials: Credentials
+    project_timezone: str = "UTC"
+    legacy_local_time: bool = False
+    start_date: date | None = None
+    lookback_days: int = settings.LOOKBACK_DAYS
+    max_rejected: float = settings.MAX_REJECTED_SHARE
+    window_days: int = settings.WINDOW_DAYS
+    retries: int = settings.RETRIES
+    timeout_s: float = settings.TIMEOUT_S
+    export_timeout_s: float = settings.EXPORT_TIMEOUT_S
+    base_url: str | None = None
+    wait: bool = True
+    """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""
+    on_wait: Callable[[float, str], None] | None = None
+    """Told of each longer wait: seconds, and why."""
+
+    def __post_init__(self) -> None:
+        try:
+            ZoneInfo(self.project_timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ConfigError(
+                f"project_timezone {self.project_timezone!r} is not a time zone",
+                hint="use an IANA name such as America/New_York",
+            ) from None
+        for name, value, least in (
+            ("lookback_days", self.lookback_days, 0),
+            ("window_days", self.window_days, 1),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} is at least {least}, not {value}")
+        if not 0 <= self.max_rejected <= 1:
+            raise ConfigError(f"max_rejected is a share between 0 and 1, not {self.max_rejected:g}")
+
+    @property
+    def calendar(self) -> ZoneInfo:
+        """The zone export days are counted in (Mixpanel docs: Export methods)."""
+        return ZoneInfo(self.project_timezone if self.legacy_local_time else "UTC")
+
+    @property
+    def local_zone(self) -> ZoneInfo | None:
+        """The zone that exported `time` is wall clock in; None where it is a true epoch."""
+        return self.calendar if self.legacy_local_time else None
+
+    def client(self) -> MixpanelClient:
+        """A client that shares the machine's request ledger and spool folder. Opens nothing yet."""
+        return MixpanelClient(
+            self.credentials,
+            base_url=self.base_url or os.environ.get("MP_BASE_URL") or None,
+            retries=self.retries,
+            timeout_s=self.timeout_s,
+            export_timeout_s=self.export_timeout_s,
+            spool_folder=spool_folder(),
+            wait=self.wait,
+            on_wait=self.on_wait,
+        )
+
+    def windows(self, asked: DateRange, loaded: Iterable[LoadedDay], now: datetime | None = None) -> list[Window]:
+        """The windows to export for `asked`; `now` is the present unless given. Raises ConfigError."""
+        days = days_to_load(
+            asked,
+            loaded,
+            start_date=self.start_date,
+            first_load_days=settings.FIRST_LOAD_DAYS,
+            lookback_days=self.lookback_days,
+            now=now or datetime.now(UTC),
+            calendar=self.calendar,
+        )
+        return windows_over(days, self.window_days)
+
+
+def project_of(account: Account, **options: object) -> Project:
+    """The project of `account`; `options` are fields of Project, None meaning not given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    defaults = {"project_timezone": account.project_timezone, "legacy_local_time": account.legacy_local_time}
+    return Project(account.credentials, **{**defaults, **given})  # type: ignore[arg-type]
+
+
+def spool_folder() -> Path:
+    """Where export bodies wait to be read; made on first use. Raises WarehouseError where it cannot be."""
+    folder = settings.data_folder() / "spool"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise WarehouseError(
+            f"cannot make the folder {folder}: {error.strerror}", hint="set MP_DATA_DIR to a folder you can write to"
+        ) from error
+    return folder
+
+
+def parse_day(name: str, value: str | date | None) -> date | None:
+    """`YYYY-MM-DD` as a date; `name` is the argument's, for the error. Raises ConfigError."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        raise ConfigError(f"{name} is a day, not a moment: {value}", hint="give it as YYYY-MM-DD")
+    if isinstance(value, date):
+        return value
+    try:
+        if len(value) != len("2024-01-31"):
+            raise ValueError
+        return date.fromisoformat(value)
+    except ValueError:
+        raise ConfigError(f"{name} {value!r} is not a day", hint="give it as YYYY-MM-DD") from None

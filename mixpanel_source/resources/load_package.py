@@ -1,0 +1,16 @@
+"""The load package a resource is being read into."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
+from dlt.common.storages.load_package import load_package_state
+
+
+def with_load_id(table: pa.Table) -> pa.Table:
+    """`table` with its `_dlt_load_id`, which dlt adds to Arrow tables only where its config says so."""
+    try:
+        load_id = load_package_state()["load_id"]
+    except CurrentLoadPackageStateNotAvailable:  # read without a pipeline
+        return table
+    return table.append_column("_dlt_load_id", pa.repeat(pa.scalar(load_id, pa.string()), len(table)))

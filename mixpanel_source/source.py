@@ -1,0 +1,126 @@
+"""`mixpanel_source`: the dlt source. It only wires: no request and no credential until a resource is read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import dlt
+from dlt.common.configuration import configspec
+from dlt.common.configuration.specs import CredentialsConfiguration
+from dlt.common.typing import TSecretStrValue
+from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.extract import DltResource
+
+from mixpanel_source import settings
+from mixpanel_source.credentials import Account, Credentials, resolve_credentials
+from mixpanel_source.errors import ConfigError
+from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.exports import EventFilter
+from mixpanel_source.project import Project, parse_day, project_of
+from mixpanel_source.resources.events import events as events_resource
+from mixpanel_source.resources.profiles import profiles as profiles_resource
+from mixpanel_source.windows import DateRange, LoadedDay, Window
+
+
+@configspec
+class MixpanelCredentials(CredentialsConfiguration):
+    """`[sources.mixpanel.credentials]` of dlt's secrets, or `SOURCES__MIXPANEL__CREDENTIALS__SECRET` and so on."""
+
+    username: str | None = None
+    secret: TSecretStrValue = None  # type: ignore[assignment]
+    project_id: str = None  # type: ignore[assignment]
+    region: str = None  # type: ignore[assignment]
+    kind: str = "service_account"
+    workspace_id: str | None = None
+
+    def parse_native_representation(self, native_value: Any) -> None:
+        if not isinstance(native_value, Credentials):
+            raise ConfigError("credentials are a table of username, secret, project_id and region, or a Credentials")
+        self.username = native_value.username
+        self.secret = native_value.secret.reveal()
+        self.project_id = native_value.project_id
+        self.region = native_value.region
+        self.kind = native_value.kind
+        self.workspace_id = native_value.workspace_id
+
+    def to_account(self) -> Account:
+        return Account(
+            Credentials(
+                self.username or "", self.secret or "", self.project_id, self.region, self.kind, self.workspace_id
+            )
+        )
+
+
+@dlt.source(name="mixpanel", section="mixpanel")
+def mixpanel_source(
+    from_date: str | None = None,
+    to_date: str | None = None,
+    *,
+    events: list[str] | None = None,
+    where: str | None = None,
+    refresh: bool = False,
+    credentials: MixpanelCredentials | None = None,
+    project_timezone: str | None = None,
+    legacy_local_time: bool | None = None,
+    start_date: str | None = None,
+    lookback_days: int = settings.LOOKBACK_DAYS,
+    max_rejected: float = settings.MAX_REJECTED_SHARE,
+    window_days: int = settings.WINDOW_DAYS,
+    retries: int = settings.RETRIES,
+    timeout_s: float = settings.TIMEOUT_S,
+    export_timeout_s: float = settings.EXPORT_TIMEOUT_S,
+    base_url: str | None = None,
+) -> Iterable[DltResource]:
+    """Events and profiles of one Mixpanel project. Build a fresh source for every run.
+
+    Without dates `events` goes on from what the destination holds: every unsettled day again and the missing ones,
+    up to yesterday. With `from_date` (and `to_date`; `YYYY-MM-DD`, both included) it loads the days of the range that
+    are not complete; `refresh` loads them all. `events` (names) and `where` (an expression) narrow it down and leave
+    other rows alone. Every argument can stand in `[sources.mixpanel]` of dlt's config; credentials come from
+    `[sources.mixpanel.credentials]`, else from `MP_USERNAME` ..., else from `~/.mp/config.toml`, and are looked for
+    when a resource is read. Raises ConfigError here for a date that is none.
+    """
+    asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
+    first_day = parse_day("start_date", start_date)
+    filter_ = EventFilter(tuple(events or ()), where)
+
+    @functools.cache
+    def open_project() -> Project:
+        return project_of(
+            credentials.to_account() if credentials else resolve_credentials(),
+            project_timezone=project_timezone,
+            legacy_local_time=legacy_local_time,
+            start_date=first_day,
+            lookback_days=lookback_days,
+            max_rejected=max_rejected,
+            window_days=window_days,
+            retries=retries,
+            timeout_s=timeout_s,
+            export_timeout_s=export_timeout_s,
+            base_url=base_url,
+        )
+
+    def windows(project: Project) -> Sequence[Window]:
+        return project.windows(asked, loaded_days_of(dlt.current.pipeline(), filter_))
+
+    return [events_resource(open_project, windows, filter_), profiles_resource(open_project)]
+
+
+@dlt.source(name="mixpanel", section="mixpanel")
+def source_of(*resources: DltResource) -> Iterable[DltResource]:
+    """A source of just these resources, under the same name and schema as `mixpanel_source`."""
+    return resources
+
+
+def loaded_days_of(pipeline: dlt.Pipeline, filter_: EventFilter) -> list[LoadedDay]:
+    """What `event_days` at the destination of `pipeline` says of `filter_`; nothing before the first load."""
+    if filter_.where is not None or not pipeline.schema_names:
+        return []
+    with pipeline.sql_client() as client:
+        try:
+            rows = client.execute_sql(LOADED_DAYS_SQL)
+        except DatabaseUndefinedRelation:
+            return []
+    return loaded_days(rows or (), filter_.labels)
