@@ -107,7 +107,7 @@ class MixpanelClient:
 
     `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `wait` allows waiting for an hourly limit;
     without it such a wait is a `RateLimitError`. `on_wait` is told (seconds, why) before every sleep. `clock` gives
-    epoch seconds and `sleep` has to move it. A closed client stays closed: what it handed out ends with a
+    epoch seconds and `sleep` has to move it. A closed client stays closed: waits end, and what it handed out ends with a
     `RuntimeError`.
     """
 
@@ -124,7 +124,7 @@ class MixpanelClient:
         wait: bool = True,
         session: requests.Session | None = None,
         clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         jitter: Callable[[], float] = random.random,
         on_wait: Callable[[float, str], None] | None = None,
         max_line_bytes: int = MAX_LINE_BYTES,
@@ -144,12 +144,12 @@ class MixpanelClient:
         self._session = session
         self._own_session = session is None
         self._clock = clock
-        self._sleep = sleep
+        self._closing = threading.Event()
+        self._sleep = sleep or self._closing.wait  # so that closing ends a wait
         self._jitter = jitter
         self._on_wait = on_wait
         self._max_line_bytes = max_line_bytes
         self._lock = threading.Lock()
-        self._closed = False
         self._handed_out: weakref.WeakSet[ExportBody | ProfilePages] = weakref.WeakSet()
         self._secrets = _spellings(credentials)
         self.ledger = ledger or RequestLedger(
@@ -157,7 +157,6 @@ class MixpanelClient:
             origin=self.origin("query"),
             project_id=credentials.project_id,
             clock=clock,
-            sleep=sleep,
         )
 
     def __repr__(self) -> str:
@@ -175,7 +174,7 @@ class MixpanelClient:
     def close(self) -> None:
         """Ends everything, from any thread, and removes the spooled files."""
         with self._lock:
-            self._closed = True
+            self._closing.set()
             handed_out = list(self._handed_out)
             session = self._session if self._own_session else None
         for body in handed_out:
@@ -441,7 +440,7 @@ class MixpanelClient:
             return self._session
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             raise RuntimeError("this MixpanelClient is closed")
 
     def _pause(self, seconds: float, why: str) -> None:
@@ -582,7 +581,7 @@ class MixpanelClient:
 
     def _hand_out(self, body: B) -> B:
         with self._lock:
-            if not self._closed:
+            if not self._closing.is_set():
                 self._handed_out.add(body)
                 return body
         body.close()

@@ -40,6 +40,10 @@ class EventFilter:
     events: tuple[str, ...] = ()
     where: str | None = None
 
+    def __post_init__(self) -> None:
+        # A name given twice is one part of a day, and has one row in `event_days`.
+        object.__setattr__(self, "events", tuple(dict.fromkeys(self.events)))
+
     @property
     def labels(self) -> list[str | None]:
         """The values of `filter` in `event_days`: None for whole days, one for each event, or one for `where`."""

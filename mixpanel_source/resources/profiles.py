@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import dlt
+import pyarrow as pa
 from dlt.extract import DltResource
 
 from mixpanel_source.parsing import profiles as parsing
@@ -29,7 +30,21 @@ def profiles(
     def read() -> Iterator[Any]:
         with open_project().client() as client, client.profiles(on_page=on_page) as pages:
             yield with_load_id(parsing.SCHEMA.empty_table())
-            for page in pages:
-                yield with_load_id(parsing.to_arrow(page))
+            # Where a walk gave some profile twice, the later one stays: it is looked for from the end.
+            seen: set[str] | None = set() if pages.distinct < pages.profiles else None
+            for page in pages if seen is None else reversed(list(pages)):
+                table = parsing.to_arrow(page)
+                yield with_load_id(table if seen is None else _unseen(table, seen))
 
     return read
+
+
+def _unseen(table: pa.Table, seen: set[str]) -> pa.Table:
+    """The profiles of `table` whose id is not in `seen`, which then has them; of equal ones in it the last."""
+    kept: list[int] = []
+    for row, id_ in reversed(list(enumerate(table.column("distinct_id").to_pylist()))):
+        if id_ is None or id_ not in seen:
+            kept.append(row)
+        if id_ is not None:
+            seen.add(id_)
+    return table.take(pa.array(sorted(kept), pa.int64()))

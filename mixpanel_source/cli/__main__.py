@@ -1,0 +1,5 @@
+"""`python -m mixpanel_source.cli`: the same as `mpload`."""
+
+from mixpanel_source.cli.app import main
+
+main()

@@ -1,0 +1,155 @@
+"""The options of every command. They may stand before the command or after it; after it wins."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixpanel_source.cli.messages import hide, note, set_up_log
+from mixpanel_source.cli.output import Format, default_format
+from mixpanel_source.errors import AuthenticationError, ConfigError
+
+if TYPE_CHECKING:
+    from mixpanel_source.credentials import Account
+
+
+@dataclass(frozen=True)
+class _Option:
+    flags: tuple[str, ...]
+    help: str
+    value_type: Any = str | None
+    metavar: str | None = None
+    envvar: str | None = None
+
+    def parameter(self, name: str, *, after_command: bool) -> inspect.Parameter:
+        """After the command it is not in the help, and the environment does not stand in for it."""
+        option = typer.Option(
+            *self.flags,
+            help=self.help,
+            metavar=self.metavar,
+            envvar=None if after_command else self.envvar,
+            hidden=after_command,
+        )
+        default = False if self.value_type is bool else None
+        annotation: Any = Annotated[self.value_type, option]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_OPTIONS = {
+    "account": _Option(("--account", "-a"), "An account of the config file.", metavar="NAME"),
+    "project": _Option(("--project", "-p"), "Another project than the account's.", metavar="ID"),
+    "db": _Option(
+        ("--db",),
+        "The DuckDB file; without it <project id>.duckdb in the data folder.",
+        Path | None,
+        metavar="FILE",
+        envvar="MP_DB",
+    ),
+    "format": _Option(
+        ("--format", "-f"),
+        "How data are written; without it a table, or json when piped.",
+        Format | None,
+        envvar="MP_FORMAT",
+    ),
+    "quiet": _Option(("--quiet", "-q"), "Say nothing on stderr but errors.", bool),
+    "verbose": _Option(("--verbose", "-v"), "Log what is done to stderr.", bool),
+}
+
+
+@dataclass
+class GlobalOptions:
+    """What was given. One for each run: `main` reads from it how to report an error."""
+
+    account: str | None = None
+    project: str | None = None
+    db: Path | None = None
+    format: Format | None = None
+    quiet: bool = False
+    verbose: bool = False
+    errors_as_json: bool = False
+    _account: Account | None = None
+
+    def take(self, **given: Any) -> None:
+        """Where an option was given it takes the place of what is known; no flag is unset."""
+        for name, value in given.items():
+            if value:
+                setattr(self, name, value)
+
+    @property
+    def output(self) -> Format:
+        return self.format or default_format()
+
+    def begin(self) -> None:
+        """All options are known."""
+        set_up_log(self.verbose, self.quiet)
+
+    def say(self, text: str) -> None:
+        """A note on stderr, unless quiet."""
+        if not self.quiet:
+            note(text)
+
+    def find_account(self) -> Account:
+        """The account the options and the environment lead to. Raises as `resolve_credentials`."""
+        from mixpanel_source.credentials import ENVIRONMENT, resolve_credentials
+
+        if self._account is not None:
+            return self._account
+        environ = dict(os.environ)
+        if self.project and any(environ.get(name) for name in ENVIRONMENT):
+            environ["MP_PROJECT_ID"] = self.project
+        account = resolve_credentials(self.account, environ, notify=self.say)
+        hide(account.credentials.secret.reveal(), account.credentials.authorization().partition(" ")[2])
+        if self.project:
+            other = replace(account.credentials, project_id=self.project, workspace_id=None)
+            account = replace(account, credentials=other)
+        self._account = account
+        return account
+
+    def find_database(self, account: Account | None = None) -> Path:
+        """The file to work on. Raises ConfigError where nothing tells which."""
+        from mixpanel_source.warehouse import database_path
+
+        if self.db is not None:
+            return self.db.expanduser()
+        if self.project is not None:
+            return database_path(self.project)
+        try:
+            account = account or self.find_account()
+        except AuthenticationError:
+            raise ConfigError(
+                "nothing says which database is meant", hint="add --db FILE, or --project ID, or set up credentials"
+            ) from None
+        return database_path(account.credentials.project_id)
+
+    def find_project_id(self) -> str | None:
+        """None where there are no credentials to tell it."""
+        try:
+            return self.project or self.find_account().credentials.project_id
+        except AuthenticationError:
+            return None
+
+
+def takes_global_options(function: Callable[..., None], *, after_command: bool = True) -> Callable[..., None]:
+    """A function of GlobalOptions and options of its own, as Typer wants it: with the global options among its own."""
+    _, *own = inspect.signature(function, eval_str=True).parameters.values()
+
+    def run(**values: Any) -> None:
+        options: GlobalOptions = values.pop("context").obj
+        options.take(**{name: values.pop(f"global_{name}") for name in _OPTIONS})
+        if after_command:
+            options.begin()
+        function(options, **values)
+
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    added = [option.parameter(f"global_{name}", after_command=after_command) for name, option in _OPTIONS.items()]
+    parameters = [context, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *added]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    return run

@@ -1,0 +1,74 @@
+"""What is said on stderr: notes, errors, and with --verbose the log. A secret that is known here is never said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from typing import Any, TextIO
+
+PROGRAM = "mpload"
+
+_secrets: set[str] = set()
+
+
+def hide(*secrets: str) -> None:
+    """Never say these, whoever puts them into a message."""
+    _secrets.update(secret for secret in secrets if secret)
+
+
+def redacted(text: str) -> str:
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def one_line(text: str) -> str:
+    """`text` without anything that would start a new line or steer a terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in " ".join(text.split()))
+
+
+def note(text: str) -> None:
+    print(f"{PROGRAM}: {one_line(redacted(text))}", file=sys.stderr)
+
+
+def report(error: str, message: str, hint: str | None, code: int, *, as_json: bool) -> None:
+    """An error: one line, or one JSON object."""
+    message = redacted(message)
+    hint = redacted(hint) if hint else None
+    if as_json:
+        answer = {"error": error, "code": code, "message": message, "hint": hint}
+        print(json.dumps(answer, ensure_ascii=False), file=sys.stderr)
+    else:
+        note(message.rstrip(".") + (f"; {hint}" if hint else ""))
+
+
+def set_up_log(verbose: bool, quiet: bool) -> None:
+    """Our log and dlt's, at DEBUG, to stderr; or none. Warnings of ours become notes."""
+    # dlt reads this when it is imported; its own default tells of every retry.
+    os.environ["RUNTIME__LOG_LEVEL"] = "DEBUG" if verbose else "CRITICAL"
+    os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
+    hide(os.environ.get("MP_SECRET", "").strip())
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if (category is FutureWarning and not quiet) or verbose:
+            note(f"warning: {message}")
+
+    warnings.showwarning = show
+    if verbose:
+        handler = _RedactingHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        for name in ("mixpanel_source", "dlt"):  # dlt goes on with the handler it finds
+            logger = logging.getLogger(name)
+            logger.handlers = [handler]
+            logger.setLevel(logging.DEBUG)
+            logger.propagate = False
+    else:
+        logging.lastResort = None
+
+
+class _RedactingHandler(logging.StreamHandler[TextIO]):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))

@@ -1,0 +1,655 @@
+"""`mpload` as its users meet it: a process with arguments, two streams and an exit code."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import duckdb
+import pytest
+import requests
+
+from mixpanel_source import errors
+from mixpanel_source.cli import app, exit_codes, messages, output
+from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer, demo_folder
+
+ROOT = Path(__file__).parent.parent
+MPLOAD = [sys.executable, "-m", "mixpanel_source.cli"]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Nothing of the user's own: home, data and settings are the test's."""
+    kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT") if name in os.environ}
+    return {**kept, "HOME": str(home), "MP_DATA_DIR": str(home / "data"), "PYTHONPATH": str(ROOT), **(extra or {})}
+
+
+def mpload(
+    home: Path, *arguments: str, env: Mapping[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*MPLOAD, *arguments],
+        env=environment(home, env),
+        cwd=home,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs mpload with a home of its own."""
+    return lambda *arguments, **options: mpload(tmp_path, *arguments, **options)
+
+
+@pytest.fixture
+def run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """As `run`, in this process: for what no stream, signal or import can change."""
+    for name in [name for name in os.environ if name.startswith("MP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RUNTIME__LOG_LEVEL", "CRITICAL")
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+    def run(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as patch:
+            for name, value in (env or {}).items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit) as done:
+                app.main(arguments)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(str(done.value.code)), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SandboxServer]:
+    with SandboxServer(Sandbox(demo_folder(), now=datetime(2013, 3, 29, tzinfo=UTC), limits=False)) as server:
+        yield server
+
+
+ACCOUNT = {"MP_USERNAME": "sandbox", "MP_SECRET": "sandbox", "MP_PROJECT_ID": "1", "MP_REGION": "us"}
+
+
+def account(server: SandboxServer, **changes: str) -> dict[str, str]:
+    return {"MP_BASE_URL": server.url, **ACCOUNT, **changes}
+
+
+@pytest.fixture(scope="module")
+def loaded(server: SandboxServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a real load of three days."""
+    home = tmp_path_factory.mktemp("loaded")
+    done = mpload(home, "load", "--from", "2013-03-01", "--to", "2013-03-03", env=account(server))
+    assert done.returncode == 0, done.stderr
+    return home / "data" / "1.duckdb"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A database that no load has made."""
+    path = tmp_path / "small.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE TABLE people AS SELECT 'Zoë' AS name, 7 AS age")
+    return path
+
+
+def in_a_terminal(home: Path, *arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """The exit code, and all that a terminal shows."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*MPLOAD, *arguments],
+        env=environment(home, {"TERM": "xterm-256color", **(env or {})}),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        ready, _, _ = select.select([master], [], [], 30)
+        try:
+            data = os.read(master, 65536) if ready else b""
+        except OSError:  # how Linux tells that the other end is closed
+            data = b""
+        if not data:
+            break
+        shown += data
+    os.close(master)
+    return process.wait(30), shown.decode("utf-8", "replace")
+
+
+# --- load and status
+
+
+def test_a_load_prints_a_row_for_each_table_and_says_the_rest_on_stderr(
+    server: SandboxServer, tmp_path: Path, run: Run
+) -> None:
+    done = run("load", "--from", "2013-03-10", "--to", "2013-03-11", env=account(server))
+    assert done.returncode == 0
+    rows = json.loads(done.stdout)
+    assert [(row["table"], row["rows"], row["days"], row["error"]) for row in rows] == [
+        ("events", 637, 2, None),
+        ("profiles", 190, None, None),
+    ]
+    assert done.stderr.splitlines() == [
+        "mpload: the dates do not apply to profiles, which are loaded as they are now",
+        f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}",
+    ]
+
+
+def test_a_day_that_is_loaded_is_not_asked_for_again_and_quiet_is_quiet(
+    server: SandboxServer, loaded: Path, run: Run
+) -> None:
+    arguments = ("load", "events", "--from", "2013-03-02", "--to", "2013-03-03", "--db", str(loaded))
+    done = run("--quiet", "-f", "csv", *arguments, env=account(server, MP_DATA_DIR=str(loaded.parent)))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == "table,rows,days,seconds,error"
+    assert done.stdout.splitlines()[1].startswith("events,0,0,")
+
+
+def test_an_account_of_the_config_file_is_used_and_project_takes_its_projects_place(
+    tmp_path: Path, run_here: Run
+) -> None:
+    config = tmp_path / ".mp" / "config.toml"
+    config.parent.mkdir()
+    table = 'username = "sandbox"\nsecret = "sandbox"\nregion = "us"'
+    config.write_text(
+        f'default = "a"\n[accounts.a]\nproject_id = "98"\n{table}\n[accounts.b]\nproject_id = "99"\n{table}\n'
+    )
+    config.chmod(0o600)
+    for arguments, project in [([], "98"), (["-a", "b"], "99"), (["-p", "1"], "1")]:
+        info = json.loads(run_here("info", *arguments).stdout)
+        assert (info["project_id"], info["database"]) == (project, str(tmp_path / "data" / f"{project}.duckdb"))
+    assert run_here("status", "--account", "nobody").returncode == 4
+    environment_wins = run_here("info", "-a", "b", env=ACCOUNT)
+    assert json.loads(environment_wins.stdout)["project_id"] == "1"
+    assert environment_wins.stderr.count("using the credentials of the environment") == 1
+    assert run_here("info", "-p", "../x").returncode == 3
+
+
+def test_the_secret_is_never_told_whatever_goes_wrong(server: SandboxServer, run: Run) -> None:
+    secret = "pl4nted$ecret/+="
+    done = run(
+        "load", "events", "--from", "2013-03-05", "--to", "2013-03-05", "-v", env=account(server, MP_SECRET=secret)
+    )
+    assert done.returncode == 2
+    assert "mixpanel_source" in done.stderr
+    assert "dlt" in done.stderr
+    for form in (secret, quote(secret, safe=""), b64encode(f"sandbox:{secret}".encode()).decode()):
+        assert form not in done.stdout + done.stderr
+
+
+def test_one_table_that_fails_does_not_stop_the_other_and_gives_the_exit_code(tmp_path: Path, run: Run) -> None:
+    sandbox = Sandbox(demo_folder(), now=datetime(2013, 3, 29, tzinfo=UTC), limits=False, plan_402=["engage"])
+    with SandboxServer(sandbox) as server:
+        done = run("load", "--from", "2013-03-05", "--to", "2013-03-05", "-f", "json", env=account(server))
+    assert done.returncode == 1
+    events, profiles = json.loads(done.stdout)
+    assert (events["rows"], events["error"]) == (308, None)
+    assert "402" in profiles["error"]
+    error = json.loads(done.stderr.splitlines()[-1])
+    assert (error["error"], error["code"]) == ("PlanError", 1)
+
+
+def test_no_wait_ends_with_5_where_the_hour_is_used_up_and_status_tells_of_it(tmp_path: Path, run: Run) -> None:
+    sandbox = Sandbox(demo_folder(), now=datetime(2013, 3, 29, tzinfo=UTC))
+    with SandboxServer(sandbox) as server:
+        ledger = RequestLedger(tmp_path / "data" / "ledger.sqlite", origin=server.url, project_id="1")
+        ledger.penalize("export", 1800)
+        ledger.try_acquire("query")
+        done = run("load", "events", "--from", "2013-03-05", "--to", "2013-03-05", "--no-wait", env=account(server))
+        assert (done.returncode, sandbox.requests) == (5, [])
+        assert "the request limit of project 1 is used up" in done.stderr
+        status = json.loads(run("status", env=account(server)).stdout)
+    export, query = status["requests"]
+    assert (export["api"], export["spent"], export["allowed"]) == ("export", 0, 60)
+    assert 1700 < export["next_free_s"] <= 1800
+    assert (query["api"], query["spent"], query["allowed"], query["next_free_s"]) == ("query", 1, 60, 0.0)
+
+
+def test_status_tells_what_is_loaded_and_what_is_missing(server: SandboxServer, loaded: Path, run: Run) -> None:
+    done = run("status", "--db", str(loaded), env=account(server))
+    assert (done.returncode, done.stderr) == (0, "")
+    status = json.loads(done.stdout)
+    assert (status["days"], status["first_day"], status["last_day"]) == (3, "2013-03-01", "2013-03-03")
+    assert (status["rows"], status["missing_days"], status["rejected_lines"]) == (911, [], 0)
+    assert status["newest_event"] == "2013-03-03T23:49:00+00:00"
+    assert status["days_behind"] == (datetime.now(UTC).date() - datetime(2013, 3, 4, tzinfo=UTC).date()).days
+    shown = run("status", "--db", str(loaded), "-f", "table", env=account(server)).stdout
+    assert "requests (export)  0 of 60 this hour, the next is free now" in shown
+
+
+def test_status_answers_before_the_first_load_and_while_the_database_is_held(
+    server: SandboxServer, small: Path, run: Run
+) -> None:
+    nothing = run("status", env=account(server))
+    assert (nothing.returncode, json.loads(nothing.stdout)["days"]) == (0, 0)
+    assert "nothing is loaded yet" in nothing.stderr
+    with duckdb.connect(str(small)):
+        held = run("status", "--db", str(small), env=account(server))
+        asked = run("sql", "SELECT 1", "--db", str(small), "-f", "json")
+    assert held.returncode == 0
+    assert f"the database is busy: another process (PID {os.getpid()}) holds" in held.stderr
+    status = json.loads(held.stdout)
+    assert (status["days"], status["requests"][0]["allowed"]) == (None, 60)
+    assert asked.returncode == 1
+    assert json.loads(asked.stderr)["error"] == "DatabaseBusyError"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("load", "--from", "2013-02-30"),
+        ("load", "events", "--from", "2013-03-05", "--to", "2013-03-01"),
+        ("load", "events", "--from", "2099-01-01", "--to", "2099-01-02"),
+        ("load", "nothing"),
+        ("load", "--project-timezone", "Mars/Olympus"),
+    ],
+)
+def test_dates_and_settings_that_cannot_be_end_with_3(
+    arguments: tuple[str, ...], server: SandboxServer, run: Run
+) -> None:
+    done = run(*arguments, env=account(server))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+
+
+def test_ctrl_c_ends_a_load_with_130_and_one_line_even_while_mixpanel_is_silent(tmp_path: Path) -> None:
+    sandbox = Sandbox(demo_folder(), now=datetime(2013, 3, 29, tzinfo=UTC))
+    sandbox.faults.next("export", Fault.stall(60))
+    with SandboxServer(sandbox) as server:
+        process = subprocess.Popen(
+            [*MPLOAD, "load", "events", "--from", "2013-03-01", "--to", "2013-03-02"],
+            env=environment(tmp_path, account(server)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until = time.monotonic() + 30
+        while not sandbox.requests and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (130, "", "mpload: interrupted\n")
+
+
+# --- demo and sandbox
+
+
+def test_the_demo_loads_the_whole_month_and_answers(tmp_path: Path, run: Run) -> None:
+    done = run("demo", "--format", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    demo = json.loads(done.stdout)
+    assert demo["landed"] == {"days": 28, "events": 8627, "aircraft": 181, "profiles": 190}
+    assert [row["events"] for row in demo["events"]] == [4305, 4303, 19]
+    assert all(answer["rows"] for answer in demo["answers"])
+    assert demo["answers"][2]["rows"] == [
+        {"days": "1 to 9 March", "utc": "10:40", "new_york": "05:40"},
+        {"days": "10 to 28 March", "utc": "09:42", "new_york": "05:42"},
+    ]
+    assert demo["answers"][3]["rows"][0] == {
+        "aircraft": "N821JB",
+        "model": "A320-232",
+        "built": 2012,
+        "flights": 28,
+        "miles": 67272,
+    }
+    shell = f'mpload() {{ {sys.executable} -m mixpanel_source.cli "$@"; }}; {demo["next"]}'
+    again = subprocess.run(["sh", "-c", shell], env=environment(tmp_path), capture_output=True, check=True)
+    assert sum(row["events"] for row in json.loads(again.stdout)) == 8627
+
+
+def test_the_demo_leaves_other_databases_alone_and_shows_tables_on_a_terminal(small: Path, tmp_path: Path) -> None:
+    before = small.read_bytes()
+    code, shown = in_a_terminal(tmp_path, "demo", env={"MP_DB": str(small)})
+    assert code == 0
+    assert "8,627 events of 28 days and 181 aircraft, 190 profiles" in shown
+    assert "mpload sql --db" in shown
+    assert small.read_bytes() == before
+
+
+def test_without_its_extra_the_demo_says_what_to_install(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "starlette.py").write_text("raise ModuleNotFoundError('No module', name='starlette')")
+    done = run("demo", env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "mpload: the sandbox needs starlette, which is not installed; pip install 'mixpanel-source[sandbox]'"
+    ]
+
+
+def test_the_sandbox_tells_its_address_serves_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*MPLOAD, "sandbox", "--now", "2013-03-29T00:00:00Z"],
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(6)]
+    env = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines[1:])
+    assert set(env) == {"MP_BASE_URL", "MP_USERNAME", "MP_SECRET", "MP_PROJECT_ID", "MP_REGION"}
+    answer = requests.get(
+        f"{env['MP_BASE_URL']}/api/2.0/export",
+        params={"project_id": env["MP_PROJECT_ID"], "from_date": "2013-03-28", "to_date": "2013-03-28"},
+        auth=(env["MP_USERNAME"], env["MP_SECRET"]),
+    )
+    assert len(answer.content.splitlines()) == 315
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "mpload: interrupted\n")
+
+
+# --- sql, tables, schema, info
+
+
+def test_sql_finds_the_tables_by_their_bare_names_and_nests_json(loaded: Path, run: Run) -> None:
+    done = run(
+        "sql",
+        "SELECT event_name, properties, event_time FROM events WHERE properties->>'flight' = '83' ORDER BY 3 LIMIT 1",
+        "--db",
+        str(loaded),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    [row] = json.loads(done.stdout)
+    assert row["properties"]["route"] == {"from": "JFK", "to": "SEA", "miles": 2422}
+    assert row["event_time"] == "2013-03-01T00:39:00+00:00"
+
+
+def test_json_keeps_every_digit_and_every_type(small: Path, run_here: Run) -> None:
+    query = """
+        SELECT '{"big": 12345678901234567890123, "f": 1.10, "k": 1, "k": 2, "e": "\\u00e9"}'::JSON AS j,
+               170141183460469231731687303715884105727::HUGEINT AS huge, 1.20::DECIMAL(10, 2) AS price,
+               'nan'::DOUBLE AS nan, '-inf'::DOUBLE AS inf, 0.1::FLOAT AS single, ['1.50'::JSON] AS list,
+               {'a': '[1.0]'::JSON, 'b': NULL} AS struct, 'a\\xFF'::BLOB AS blob, DATE '2024-01-31' AS day,
+               TIMESTAMPTZ '2024-01-31 12:00:00.5+02' AS moment, NULL AS nothing, 1 AS twice, 2 AS twice,
+               map {'k': 1} AS map, TIME '10:00' AS clock, true AS yes
+    """
+    done = run_here("sql", query, "--db", str(small))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        '[{"j": {"big": 12345678901234567890123, "f": 1.10, "k": 1, "k": 2, "e": "\\u00e9"}, '
+        '"huge": 170141183460469231731687303715884105727, "price": 1.20, "nan": null, "inf": null, "single": 0.1, '
+        '"list": [1.50], "struct": {"a": [1.0], "b": null}, "blob": "Yf8=", "day": "2024-01-31", '
+        '"moment": "2024-01-31T10:00:00.500000+00:00", "nothing": null, "twice": 1, "twice_2": 2, '
+        '"map": {"k": 1}, "clock": "10:00:00", "yes": true}]\n'
+    )
+
+
+def test_csv_is_rfc_4180_and_tells_null_from_empty(small: Path, run: Run) -> None:
+    query = "SELECT * FROM (VALUES (1, 'a,\"b\"', NULL), (2, '', 'x\ny')) AS t(n, \"a b\", c)"
+    done = subprocess.run(
+        [*MPLOAD, "sql", query, "--db", str(small), "-f", "csv"],
+        env=environment(small.parent),
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b'n,a b,c\r\n1,"a,""b""",\r\n2,"","x\ny"\r\n'
+    assert list(csv.reader(io.StringIO(done.stdout.decode(), newline="")))[1] == ["1", 'a,"b"', ""]
+
+
+def test_jsonl_is_one_object_on_a_line_whatever_the_json_inside_looks_like(small: Path, run_here: Run) -> None:
+    done = run_here("sql", "SELECT unnest(['{\n\"a\":\n1}', '[\"x\"]'])::JSON AS j", "--db", str(small), "-f", "jsonl")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [{"j": {"a": 1}}, {"j": ["x"]}]
+
+
+def test_a_table_has_numbers_to_the_right_and_folds_long_text(small: Path, run_here: Run) -> None:
+    done = run_here(
+        "sql", "SELECT repeat('x', 400) AS long, 7 AS n, 'é\x1b[31m' AS odd", "--db", str(small), "-f", "table"
+    )
+    assert done.stdout.count("x") >= 400
+    assert "\x1b" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 160
+    assert run_here("sql", "FROM range(3000)", "--db", str(small), "-f", "table").stderr.startswith(
+        "mpload: only the first"
+    )
+
+
+def test_a_terminal_gets_a_table_a_pipe_json_and_options_go_before_or_after(small: Path, run: Run) -> None:
+    assert run("sql", "FROM people", "--db", str(small)).stdout == '[{"name": "Zoë", "age": 7}]\n'
+    assert run("--db", str(small), "-f", "csv", "sql", "FROM people").stdout == "name,age\nZoë,7\n"
+    by_environment = run("sql", "FROM people", env={"MP_DB": str(small), "MP_FORMAT": "jsonl"})
+    assert by_environment.stdout == '{"name": "Zoë", "age": 7}\n'
+    code, shown = in_a_terminal(small.parent, "sql", "FROM people", "--db", str(small), env={"NO_COLOR": "1"})
+    assert code == 0
+    assert "Zoë" in shown
+    assert "{" not in shown
+    assert "\x1b[3" not in shown
+
+
+def test_scalar_prints_the_bare_value_and_refuses_what_is_none(small: Path, run_here: Run) -> None:
+    for query, printed in [
+        ("SELECT name FROM people", "Zoë\n"),
+        ("SELECT NULL", "\n"),
+        ("SELECT '{\"a\": 1.0}'::JSON", '{"a": 1.0}\n'),
+        ("SELECT 1.50::DECIMAL(9,2)", "1.50\n"),
+    ]:
+        assert run_here("sql", "--scalar", query, "--db", str(small)).stdout == printed
+    assert run_here("sql", "--scalar", "SELECT 1, 2", "--db", str(small)).returncode == 1
+
+
+def test_sql_comes_from_a_file_or_stdin_too(small: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "q.sql").write_text("SELECT 'é' AS e", "utf-8")
+    assert run("sql", "--file", str(tmp_path / "q.sql"), "--db", str(small)).stdout == '[{"e": "é"}]\n'
+    assert run("sql", "-", "--db", str(small), stdin="SELECT 2 AS n").stdout == '[{"n": 2}]\n'
+    assert run("sql", "--db", str(small)).returncode == 3
+
+
+def test_nothing_is_changed_without_write(small: Path, run_here: Run) -> None:
+    refused = run_here("sql", "DELETE FROM people", "--db", str(small))
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "mpload: the database is opened read-only; add --write to change it\n",
+    )
+    assert run_here("sql", "DELETE FROM people", "--write", "--db", str(small)).returncode == 0
+    assert run_here("sql", "FROM people", "--db", str(small)).stdout == "[]\n"
+
+
+def test_errors_are_one_line_or_with_format_json_one_object(small: Path, run_here: Run) -> None:
+    bad = run_here("sql", "SELEC 1", "--db", str(small))
+    assert (bad.returncode, bad.stdout, len(bad.stderr.splitlines())) == (1, "", 1)
+    missing = run_here("sql", "FROM nothing", "--db", str(small), env={"MP_FORMAT": "json"})
+    assert missing.returncode == 4
+    assert json.loads(missing.stderr) == {
+        "error": "TableNotFoundError",
+        "code": 4,
+        "message": "there is no table nothing",
+        "hint": "mpload tables lists the tables there are",
+    }
+    for arguments in (("--nonsense", "-f", "json"), ("nonsense", "--format=json"), ("sql", "-fjson", "--nonsense")):
+        usage = run_here(*arguments)
+        assert (usage.returncode, json.loads(usage.stderr)["error"]) == (3, "UsageError")
+    assert run_here("load", "--format", "yaml").returncode == 3
+    assert run_here("load", env={"MP_FORMAT": "yaml"}).returncode == 3
+    assert run_here("sql", "SELECT 1").stderr.startswith("mpload: nothing says which database is meant; add --db FILE")
+    assert run_here("load").returncode == 2
+
+
+def test_a_reader_that_has_read_enough_ends_it_quietly(small: Path) -> None:
+    process = subprocess.Popen(
+        [*MPLOAD, "sql", "SELECT range, repeat('x', 100) FROM range(10000000)", "--db", str(small), "-f", "jsonl"],
+        env=environment(small.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith(b'{"range": 0')
+    process.stdout.close()
+    assert (process.wait(20), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+def test_output_is_utf_8_whatever_the_locale_and_half_a_surrogate_pair_breaks_nothing(small: Path) -> None:
+    env = environment(small.parent, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONCOERCECLOCALE": "0"})
+    done = subprocess.run([*MPLOAD, "sql", "FROM people", "--db", str(small)], env=env, capture_output=True)
+    assert done.stdout == '[{"name": "Zoë", "age": 7}]\n'.encode()
+    odd = subprocess.run([*MPLOAD, "sql", b"SELECT '\xff'", "--db", str(small)], env=env, capture_output=True)
+    assert odd.returncode in (0, 1)
+    assert b"Traceback" not in odd.stderr
+
+
+def test_tables_schema_and_info_tell_what_is_there(loaded: Path, run_here: Run) -> None:
+    tables = json.loads(run_here("tables", "--db", str(loaded)).stdout)
+    assert {row["table"]: row["rows"] for row in tables} == {
+        "event_days": 3,
+        "events": 911,
+        "profiles": 190,
+        "rejected_lines": 0,
+    }
+    columns = json.loads(run_here("schema", "events", "--db", str(loaded)).stdout)
+    assert {"column": "properties", "type": "JSON"} in columns
+    assert run_here("schema", "x'; DROP TABLE events", "--db", str(loaded)).returncode == 4
+    info = json.loads(run_here("info", "--db", str(loaded), env={"MP_DATA_DIR": str(loaded.parent)}).stdout)
+    assert (info["database"], info["dataset"]) == (str(loaded), "mixpanel")
+    assert info["size_bytes"] == loaded.stat().st_size
+    assert info["dlt_command"] == f"dlt pipeline --pipelines-dir {info['pipeline_folder']} mixpanel info"
+    assert (Path(info["pipeline_folder"]) / "mixpanel").is_dir()
+
+
+# --- starting fast
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sql", "--help"], ["sql", "SELECT 1"], ["tables"]])
+def test_help_and_sql_import_nothing_heavy(arguments: list[str], small: Path) -> None:
+    code = (
+        "import sys\nfrom mixpanel_source.cli.app import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as done: assert not done.code, done.code\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(small.parent, {"MP_DB": str(small)}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    heavy = {"dlt", "pyarrow", "pandas", "numpy", "requests", "pendulum", "rich", "sqlglot", "starlette"}
+    assert heavy & set(done.stderr.split()) == set()
+
+
+def test_importing_the_package_imports_nothing_and_its_names_are_there() -> None:
+    code = (
+        "import sys, mixpanel_source as m\n"
+        "assert not [x for x in sys.modules if x.startswith(('dlt', 'duckdb', 'requests', 'mixpanel_source.'))]\n"
+        "import mixpanel_source.load\n"
+        "from mixpanel_source import load\n"
+        "assert callable(load) and callable(m.load) and callable(m.mixpanel_source)\n"
+        "assert all(getattr(m, name) for name in m.__all__)\n"
+        "assert set(m.__all__) <= set(dir(m))\n"
+        "try: m.nothing\nexcept AttributeError: pass\nelse: raise SystemExit('found')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_every_error_of_the_package_can_be_imported_from_it() -> None:
+    import mixpanel_source
+
+    own = {
+        name for name, value in vars(errors).items() if isinstance(value, type) and value.__module__ == errors.__name__
+    }
+    assert own <= set(mixpanel_source.__all__)
+
+
+def test_every_command_has_an_example_and_takes_the_global_options() -> None:
+    from typer.main import get_command
+
+    group: Any = get_command(app.app)
+    assert set(group.commands) == {"load", "demo", "sandbox", "status", "sql", "tables", "schema", "info"}
+    for name, command in group.commands.items():
+        assert f"mpload {name}" in command.help
+        assert {"--format", "--db"} <= {flag for option in command.params for flag in option.opts}
+
+
+# --- in this process
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.MixpanelDataError("x"), 1),
+        (errors.AuthenticationError("x"), 2),
+        (errors.ConfigError("x"), 3),
+        (errors.AccountNotFoundError("x"), 4),
+        (errors.AccountExistsError("x"), 1),
+        (errors.EntityNotFoundError("x"), 4),
+        (errors.QueryError("x"), 1),
+        (errors.TableNotFoundError("x"), 4),
+        (errors.TableExistsError("x"), 1),
+        (errors.RateLimitError("x"), 5),
+        (errors.PlanError("x"), 1),
+        (errors.ServerError("x"), 1),
+        (errors.IncompleteExportError("x"), 1),
+        (errors.WarehouseError("x"), 1),
+    ],
+)
+def test_an_error_has_the_exit_code_of_its_nearest_ancestor(error: errors.MixpanelDataError, code: int) -> None:
+    assert exit_codes.exit_code(error) == code
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_an_error_nobody_foresaw_is_one_line_without_secrets_and_verbose_tells_where(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("it was pl4nted\nall the time")
+
+    monkeypatch.setenv("MP_SECRET", "pl4nted")
+    monkeypatch.setattr("mixpanel_source.warehouse.opened", fail)
+    monkeypatch.setattr("mixpanel_source.cli.global_options.set_up_log", lambda *_: messages.hide("pl4nted"))
+    with pytest.raises(SystemExit) as done:
+        app.main(["sql", "SELECT 1", "--db", "x", *(["-v"] if verbose else [])])
+    said = capsys.readouterr().err
+    assert done.value.code == 1
+    assert "pl4nted" not in said
+    assert said.splitlines()[-1] == (
+        "mpload: internal error: ZeroDivisionError: it was *** all the time; --verbose tells where"
+    )
+    assert ("Traceback" in said) == verbose
+
+
+def test_names_of_columns_are_made_distinct() -> None:
+    assert output.distinct(["a", "a", "a_2", "a", "b"]) == ["a", "a_3", "a_2", "a_4", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"a": 1}', True),
+        ("1" * 5000, True),
+        ("NaN", False),
+        ("[1,]", False),
+        ("", False),
+        ('"\n"', False),
+        ("[" * 100_000, False),
+    ],
+)
+def test_only_what_is_json_is_passed_on_as_json(text: str, valid: bool) -> None:
+    assert output.is_json(text) == valid
+
+
+def test_values_become_json_of_every_digit() -> None:
+    assert output.json_text([Decimal("1E+2"), 10**30, 1e22, float("inf"), {"a": None}]) == (
+        f'[100, {10**30}, 1e+22, null, {{"a": null}}]'
+    )
