@@ -6,40 +6,24 @@ handed on, so nothing is ever handed on twice.
 
 from __future__ import annotations
 
-import email.utils
-import errno
-import http.client
-import http.cookiejar
-import importlib
-import ipaddress
 import json
 import logging
 import os
 import random
 import re
-import socket
-import tempfile
 import threading
 import time
 import weakref
-from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import IO, Any, Final, Self, TypeVar, cast
-from urllib.parse import quote, urlsplit
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 
 import requests
-import requests.adapters
-import requests.auth
 import requests.exceptions
-import urllib3.exceptions
-from isal import igzip_lib, isal_zlib
-from urllib3.connection import HTTPConnection
 
-from mixpanel_source import settings
+from mixpanel_source import bodies, settings, transport
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.errors import (
     AuthenticationError,
@@ -50,56 +34,23 @@ from mixpanel_source.errors import (
     QueryError,
     RateLimitError,
     ServerError,
-    WarehouseError,
 )
+from mixpanel_source.profile_walk import ProfileWalk, WalkBrokenError
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.settings import ApiFamily
 from mixpanel_source.windows import Window
 
-fcntl: ModuleType | None
-try:
-    fcntl = importlib.import_module("fcntl")
-except ImportError:  # Windows
-    fcntl = None
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-B = TypeVar("B", bound="ExportBody | ProfilePages")
+B = TypeVar("B", bound=bodies.ExportBody | bodies.ProfilePages)
 
-READ_BYTES: Final = 256 << 10
-PIECE_BYTES: Final = 1 << 20
-"""Most that is decompressed at a time: a small body can hold gigabytes of one repeated line."""
-BLOCK_BYTES: Final = 8 << 20
-"""Large enough that the cost of a block's parse call does not show, small enough to fit beside others."""
-MAX_LINE_BYTES: Final = 64 << 20
-ERROR_BODY_BYTES: Final = 64 << 10
 MESSAGE_CHARS: Final = 500
-STALE_SPOOL_S: Final = 3600.0
 HOURLY_WAITS_S: Final = 3900.0
 """Longest wait in all for an hourly limit that others use up: after an hour each request made so far is forgotten."""
 HOURLY_FIRST_S: Final = 60.0
 HOURLY_MAX_S: Final = 600.0
 
-_SPOOL_PREFIX = "mpload-"
-_SPACE = b" \t\r\n"
-_NETWORK_ERRORS = (
-    requests.exceptions.RequestException,
-    urllib3.exceptions.HTTPError,
-    http.client.HTTPException,
-    OSError,
-    ValueError,
-    AttributeError,  # http.client's, when another thread closes the connection
-)
-_GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)
 _TIMED_OUT = re.compile(r"\W*((query|request) )?(timeout|timed out)( error)?\W*")
-_QUERIES_RUNNING = re.compile(r"(\d+)/(\d+) queries running (concurrently|in the last hour)")
-_USER_INFO = re.compile(r"//[^/@\s]*@")
-_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_:\[\]]+/?")
-_ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":)')
-_MESSAGE_WORDS = re.compile(
-    rb"\b(terminated|timed?[ -]?out|errors?|failed|failure|abort(ed)?|unavailable|exceeded)\b", re.IGNORECASE
-)
-_ERROR_AT_END = re.compile(rb'\{"error"\s*:\s*"[^"]*"\s*\}$')
 
 
 class MixpanelClient:
@@ -107,8 +58,8 @@ class MixpanelClient:
 
     `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `wait` allows waiting for an hourly limit;
     without it such a wait is a `RateLimitError`. `on_wait` is told (seconds, why) before every sleep. `clock` gives
-    epoch seconds and `sleep` has to move it. A closed client stays closed: waits end, and what it handed out ends with a
-    `RuntimeError`.
+    epoch seconds and `sleep` has to move it. A closed client stays closed: waits end, and what it handed out ends with
+    a `RuntimeError`.
     """
 
     def __init__(
@@ -127,7 +78,7 @@ class MixpanelClient:
         sleep: Callable[[float], object] | None = None,
         jitter: Callable[[], float] = random.random,
         on_wait: Callable[[float, str], None] | None = None,
-        max_line_bytes: int = MAX_LINE_BYTES,
+        max_line_bytes: int = bodies.MAX_LINE_BYTES,
     ) -> None:
         if retries < 0:
             raise ConfigError(f"retries is 0 or more, not {retries}")
@@ -135,7 +86,7 @@ class MixpanelClient:
             raise ConfigError("timeout_s and export_timeout_s are more than 0 seconds")
         self.credentials = credentials
         self.stats = RequestStats()
-        self._base_url = base_origin(base_url or os.environ.get("MP_BASE_URL") or None)
+        self._base_url = transport.base_origin(base_url or os.environ.get("MP_BASE_URL") or None)
         self._retries = retries
         self._timeout_s = timeout_s
         self._export_timeout_s = export_timeout_s
@@ -143,6 +94,7 @@ class MixpanelClient:
         self._wait_allowed = wait
         self._session = session
         self._own_session = session is None
+        self._sockets = transport.LiveSockets()
         self._clock = clock
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait  # so that closing ends a wait
@@ -150,8 +102,8 @@ class MixpanelClient:
         self._on_wait = on_wait
         self._max_line_bytes = max_line_bytes
         self._lock = threading.Lock()
-        self._handed_out: weakref.WeakSet[ExportBody | ProfilePages] = weakref.WeakSet()
-        self._secrets = _spellings(credentials)
+        self._handed_out: weakref.WeakSet[bodies.ExportBody | bodies.ProfilePages] = weakref.WeakSet()
+        self._secrets = transport.spellings(credentials)
         self.ledger = ledger or RequestLedger(
             settings.data_folder() / "ledger.sqlite",
             origin=self.origin("query"),
@@ -172,13 +124,18 @@ class MixpanelClient:
         self.close()
 
     def close(self) -> None:
-        """Ends everything, from any thread, and removes the spooled files."""
+        """Ends everything, from any thread, and removes the spooled files.
+
+        At once, but for a connection that is still being made, and for what waits in a `session` that was given: these
+        end with their time-outs.
+        """
         with self._lock:
             self._closing.set()
             handed_out = list(self._handed_out)
             session = self._session if self._own_session else None
         for body in handed_out:
             body.close()
+        self._sockets.shut_down()
         if session is not None:
             session.close()
 
@@ -196,7 +153,7 @@ class MixpanelClient:
         where: str | None = None,
         limit: int | None = None,
         on_bytes: Callable[[int], None] | None = None,
-    ) -> ExportBody:
+    ) -> bodies.ExportBody:
         """The window's events, spooled to disk and checked to be whole. Mixpanel docs: Download Data.
 
         `on_bytes` is told the bytes received so far, compressed; a retry starts again from 0. Raises
@@ -218,15 +175,15 @@ class MixpanelClient:
             params["limit"] = str(limit)
         call = _Call("export", "GET", "/api/2.0/export", params, timeout_s=self._export_timeout_s)
 
-        def download(response: requests.Response) -> ExportBody:
-            spool = _Spool(self._folder(), "export-")
+        def download(response: requests.Response) -> bodies.ExportBody:
+            spool = bodies.Spool(self._folder(), "export-")
             try:
                 received = self._spool_export(response, call, spool, on_bytes)
                 spool.finish()
             except BaseException:
                 spool.discard()
                 raise
-            return ExportBody(spool, *received, attempts=call.attempts)
+            return bodies.ExportBody(spool, *received, attempts=call.attempts)
 
         return self._hand_out(self._retrying(call, download))
 
@@ -242,7 +199,7 @@ class MixpanelClient:
         distinct_ids: Sequence[str] | None = None,
         page_size: int | None = None,
         on_page: Callable[[int, int | None], None] | None = None,
-    ) -> ProfilePages:
+    ) -> bodies.ProfilePages:
         """The pages of one complete walk over the profiles. Mixpanel docs: Query Profiles (reference/engage-query).
 
         A walk that breaks starts again from page 0 with a new session, as the order differs between sessions.
@@ -270,15 +227,22 @@ class MixpanelClient:
             form["page_size"] = str(page_size)
 
         attempts = 0
-        for restart in range(self._retries + 1):
-            walk = _ProfileWalk(self, form, on_page)
+
+        def ask(fields: Mapping[str, str]) -> tuple[bytes, dict[str, Any]]:
+            nonlocal attempts
+            call = self._json_call("query", "POST", "/api/query/engage", data=fields)
             try:
-                pages = walk.run()
-            except _WalkBrokenError as broken:
+                return self._retrying(call, lambda response: self._profile_page(response, call))
+            finally:
+                attempts += call.attempts
+
+        for restart in range(self._retries + 1):
+            try:
+                pages = ProfileWalk(ask, form, on_page).run(bodies.Spool(self._folder(), "profiles-"))
+            except WalkBrokenError as broken:
                 failure = broken.error
-                attempts += walk.attempts
             else:
-                pages.attempts += attempts
+                pages.attempts = attempts
                 return self._hand_out(pages)
             if restart < self._retries:
                 log.debug("profiles: starting again from page 0: %s", failure.message)
@@ -349,6 +313,7 @@ class MixpanelClient:
             except _FailedError as failed:
                 # Nothing is raised in here: the next error would carry this one, and its request, as its context.
                 failure = failed
+            self._check_open()
             log.debug("%s: attempt %d failed: %s", call, call.attempts, failure.error.message)
             wait_s = self._wait_before_retry(failure, retries, hourly)
             if failure.limited:
@@ -411,20 +376,20 @@ class MixpanelClient:
                 json=call.json_body,
                 headers={"Accept-Encoding": "gzip", "Accept": "*/*", "User-Agent": "mixpanel-source"},
                 # Given here, and not as a header: requests then leaves netrc alone.
-                auth=_Authorization(self.credentials),
+                auth=transport.Authorization(self.credentials),
                 timeout=(self._timeout_s, call.timeout_s),
                 allow_redirects=False,
                 stream=True,
             )
         except UnicodeEncodeError:
             failure = _FailedError(ConfigError(f"{call}: an argument holds half of a surrogate pair, which is no text"))
-        except _NETWORK_ERRORS as error:
+        except transport.NETWORK_ERRORS as error:
             failure = self._network_failure(call, error)
         # Out of the handler: exceptions of requests carry the request, and so the Authorization header.
         raise failure
 
     def _network_failure(self, call: _Call, error: BaseException) -> _FailedError:
-        message = f"{call} failed: {self._clean(_reason(error))}"
+        message = f"{call} failed: {self._clean(transport.reason(error))}"
         if isinstance(error, requests.exceptions.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
             hint = "behind a proxy with a certificate of its own, name its bundle in REQUESTS_CA_BUNDLE"
             return _FailedError(ServerError(message, hint=hint))
@@ -436,7 +401,7 @@ class MixpanelClient:
         with self._lock:
             self._check_open()
             if self._session is None:
-                self._session = _new_session(self._base_url)
+                self._session = transport.new_session(self._base_url, self._sockets)
             return self._session
 
     def _check_open(self) -> None:
@@ -456,19 +421,19 @@ class MixpanelClient:
     def _refused(self, call: _Call, response: requests.Response) -> _FailedError:
         """What a status other than 200 means. Mixpanel docs: API overview; the texts are as clients have met them."""
         status = response.status_code
-        text = self._clean(_error_text(_some_of_body(response)))
+        text = self._clean(bodies.error_text(transport.some_of_body(response)))
         message = f"{call} answered {status}" + (f": {text}" if text else "")
         low = text.lower()
         if status == 429:
-            retry_after_s = _retry_after(response.headers.get("Retry-After"), self._clock())
-            hourly = _is_hourly(low) if retry_after_s is None else retry_after_s > settings.BACKOFF_MAX_S
+            retry_after_s = transport.retry_after(response.headers.get("Retry-After"), self._clock())
+            hourly = transport.is_hourly(low) if retry_after_s is None else retry_after_s > settings.BACKOFF_MAX_S
             limited = RateLimitError(message, hint="wait, and ask again")
             return _FailedError(limited, retry=True, limited=True, hourly=hourly, retry_after_s=retry_after_s)
         if 300 <= status < 400:
             hint = "credentials are never sent on to another place; look at MP_BASE_URL and any proxy"
             return _FailedError(ServerError(f"{message} (a redirect, not followed)", hint=hint))
         if status >= 500 or status == 408 or status < 300:
-            retry_after_s = _retry_after(response.headers.get("Retry-After"), self._clock())
+            retry_after_s = transport.retry_after(response.headers.get("Retry-After"), self._clock())
             if retry_after_s is not None and retry_after_s > settings.BACKOFF_MAX_S:
                 retry_after_s = None
             error = ServerError(message, hint="Mixpanel has a problem: try again later")
@@ -491,47 +456,47 @@ class MixpanelClient:
             return
         # Only text: endpoints that answer with a map by name may have a property named "error".
         if isinstance(answer.get("error"), str) or answer.get("status") == "error":
-            text = self._clean(_error_text(json.dumps(answer).encode()))
+            text = self._clean(bodies.error_text(json.dumps(answer).encode()))
             raise _FailedError(QueryError(f"{call} answered 200 with an error inside: {text}", status=200))
 
     def _whole_body(self, response: requests.Response, call: _Call) -> bytes:
         """The decompressed body of an answer whose JSON will prove it whole."""
         pieces: list[bytes] = []
-        inflater = _Inflater(_content_encoding(response))
+        inflater = bodies.Inflater(_content_encoding(response))
         try:
             for chunk in self._chunks(response, call):
                 pieces.extend(inflater.feed(chunk))
             inflater.finish()
-        except _CutError as cut:
+        except bodies.CutError as cut:
             problem = str(cut)
         else:
             return b"".join(pieces)
         raise _FailedError(ServerError(f"{call}: {problem}", hint="try again later"), retry=True)
 
     def _chunks(self, response: requests.Response, call: _Call) -> Iterator[bytes]:
-        """The body as sent, still compressed. Raises `_CutError` if its framing shows that some of it is missing."""
+        """The body as sent, still compressed. Raises `CutError` if its framing shows that some of it is missing."""
         raw = response.raw
         length = raw.length_remaining
         if getattr(raw, "chunked", False):
-            _make_chunk_sizes_strict(raw)
+            transport.make_chunk_sizes_strict(raw)
         received = 0
         problem = ""
         try:
-            for chunk in raw.stream(READ_BYTES, decode_content=False):
+            for chunk in raw.stream(bodies.READ_BYTES, decode_content=False):
                 self._check_open()
                 received += len(chunk)
                 self.stats.add(received_bytes=len(chunk))
                 yield chunk
-        except _NETWORK_ERRORS as error:
-            problem = self._clean(_reason(error))
+        except transport.NETWORK_ERRORS as error:
+            problem = self._clean(transport.reason(error))
         self._check_open()
         if problem:
-            raise _CutError(f"the connection broke after {received} bytes: {problem}")
+            raise bodies.CutError(f"the connection broke after {received} bytes: {problem}")
         if length is not None and received != length:
-            raise _CutError(f"{received} bytes came of {length}")
+            raise bodies.CutError(f"{received} bytes came of {length}")
 
     def _spool_export(
-        self, response: requests.Response, call: _Call, spool: _Spool, on_bytes: Callable[[int], None] | None
+        self, response: requests.Response, call: _Call, spool: bodies.Spool, on_bytes: Callable[[int], None] | None
     ) -> tuple[str, int, int]:
         """(content encoding, bytes as sent, bytes decompressed) of an export that is whole, now in `spool`."""
         if on_bytes is not None:
@@ -539,8 +504,8 @@ class MixpanelClient:
         received = 0
         encoding = _content_encoding(response)
         framed = getattr(response.raw, "chunked", False) or response.raw.length_remaining is not None
-        inflater = _Inflater(encoding, min(PIECE_BYTES, self._max_line_bytes))
-        lines = _LineWatch(self._max_line_bytes)
+        inflater = bodies.Inflater(encoding, min(bodies.PIECE_BYTES, self._max_line_bytes))
+        lines = bodies.LineWatch(self._max_line_bytes)
         try:
             for chunk in self._chunks(response, call):
                 spool.write(chunk)
@@ -551,9 +516,9 @@ class MixpanelClient:
                     on_bytes(received)
             inflater.finish()
             if not framed and (not received or not inflater.compressed):
-                raise _CutError("it came without gzip, chunks or a length, so nothing shows whether it is all")
+                raise bodies.CutError("it came without gzip, chunks or a length, so nothing shows whether it is all")
             lines.finish()
-        except _CutError as cut:
+        except bodies.CutError as cut:
             problem, retry = self._clean(str(cut)), cut.retry
         else:
             return encoding, received, inflater.decompressed_bytes
@@ -562,11 +527,20 @@ class MixpanelClient:
         )
         raise _FailedError(error, retry=retry)
 
+    def _profile_page(self, response: requests.Response, call: _Call) -> tuple[bytes, dict[str, Any]]:
+        """The body as it was sent, decompressed, and what it says."""
+        body = self._whole_body(response, call)
+        answer = _parse_json(call, body, parse_int=str, errors="surrogateescape")
+        self._refuse_error_inside(call, answer)
+        if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
+            raise _FailedError(ServerError(f"{call} answered without results", hint="try again later"), retry=True)
+        return body, answer
+
     def _clean(self, text: str) -> str:
         """Text from outside as a message may hold it: short, on one line, without our secrets."""
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        text = _USER_INFO.sub("//***@", text)  # a proxy's password
+        text = transport.USER_INFO.sub("//***@", text)  # a proxy's password
         text = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MESSAGE_CHARS]).split())
         return text if len(text) <= MESSAGE_CHARS else text[:MESSAGE_CHARS] + " ..."
 
@@ -575,8 +549,8 @@ class MixpanelClient:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _spool_error(error) from None
-        _remove_stale(folder)
+            raise bodies.spool_error(error) from None
+        bodies.remove_stale(folder)
         return folder
 
     def _hand_out(self, body: B) -> B:
@@ -586,114 +560,6 @@ class MixpanelClient:
                 return body
         body.close()
         raise RuntimeError("this MixpanelClient is closed")
-
-
-# --- what is handed out
-
-
-class ExportBody:
-    """An export that came whole, in a file of its own until it is closed."""
-
-    def __init__(
-        self, spool: _Spool, encoding: str, compressed_bytes: int, decompressed_bytes: int, *, attempts: int
-    ) -> None:
-        self._spool = spool
-        self._encoding = encoding
-        self.compressed_bytes = compressed_bytes
-        """Size as it was sent."""
-        self.decompressed_bytes = decompressed_bytes
-        self.attempts = attempts
-        """Requests it took, this one included."""
-
-    def blocks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """The lines in blocks of about `size` bytes, each of whole lines and ending in b"\\n". Can be called again.
-
-        Lines end at b"\\n" only: `str.splitlines` also cuts at U+2028, which a property may hold raw.
-        """
-        parts: list[bytes] = []
-        held = 0
-        for piece in self._pieces(min(PIECE_BYTES, max(size, 1))):
-            parts.append(piece)
-            held += len(piece)
-            if held >= size and (end := piece.rfind(b"\n") + 1):
-                parts[-1] = piece[:end]
-                yield b"".join(parts)
-                parts = [piece[end:]]
-                held = len(parts[0])
-        rest = b"".join(parts)
-        if rest:
-            yield rest if rest.endswith(b"\n") else rest + b"\n"
-
-    def _pieces(self, size: int) -> Iterator[bytes]:
-        inflater = _Inflater(self._encoding, size)
-        problem = ""
-        with self._spool.open() as file:
-            try:
-                while chunk := self._spool.read(file, READ_BYTES):
-                    for piece in inflater.feed(chunk):
-                        self._spool.check_open()
-                        yield piece
-                inflater.finish()
-            except _CutError as cut:
-                problem = str(cut)
-        if problem:
-            raise WarehouseError(f"the spooled export is damaged: {problem}", hint="check the disk MP_DATA_DIR is on")
-
-    def close(self) -> None:
-        """Removes the file. What is still reading it fails."""
-        self._spool.discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class ProfilePages:
-    """The raw bodies of the pages of one complete walk, in a file of its own until it is closed.
-
-    Iterating gives each page's JSON as Mixpanel sent it, decompressed; it can be done again.
-    """
-
-    def __init__(
-        self, spool: _Spool, ends: Sequence[int], *, total: int | None, profiles: int, distinct: int, attempts: int
-    ) -> None:
-        self._spool = spool
-        self._ends = ends
-        self.pages = len(ends)
-        self.total = total
-        """The profiles Mixpanel said there are, where it said so."""
-        self.profiles = profiles
-        self.distinct = distinct
-        """How many different `$distinct_id`s there are among `profiles`."""
-        self.attempts = attempts
-        """Requests it took, those of broken walks included."""
-
-    def __len__(self) -> int:
-        return self.pages
-
-    def __iter__(self) -> Iterator[bytes]:
-        start = 0
-        with self._spool.open() as file:
-            for end in self._ends:
-                self._spool.check_open()
-                yield self._spool.read(file, end - start)
-                start = end
-
-    def close(self) -> None:
-        """Removes the file. What is still reading it fails."""
-        self._spool.discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass
@@ -721,316 +587,7 @@ class RequestStats:
             self.received_bytes += received_bytes
 
 
-# --- one walk over the profiles
-
-
-class _ProfileWalk:
-    def __init__(
-        self, client: MixpanelClient, form: Mapping[str, str], on_page: Callable[[int, int | None], None] | None
-    ) -> None:
-        self._client = client
-        self._form = form
-        self._on_page = on_page
-        self.attempts = 0
-
-    def run(self) -> ProfilePages:
-        """Raises `_WalkBrokenError` where a new session may help."""
-        spool = _Spool(self._client._folder(), "profiles-")
-        try:
-            pages = self._walk(spool)
-            spool.finish()
-        except BaseException:
-            spool.discard()
-            raise
-        return pages
-
-    def _walk(self, spool: _Spool) -> ProfilePages:
-        ends = array("Q")
-        # 8 bytes a profile: the ids themselves would take memory that grows with their length.
-        ids = array("q")
-        nameless = 0
-        total: int | None = None
-        session_id: str | None = None
-        previous: list[int] = []
-        while True:
-            body, answer = self._page(len(ends), session_id)
-            spool.write(body)
-            ends.append((ends[-1] if ends else 0) + len(body))
-            results: list[Any] = answer["results"]
-            if len(ends) == 1:
-                total = _count(answer.get("total"))
-            named = [hash(str(row["$distinct_id"])) for row in results if _has_id(row)]
-            nameless += len(results) - len(named)
-            if named and named == previous:
-                raise _broken("the same page came twice")
-            previous = named
-            ids.extend(named)
-            if self._on_page is not None:
-                self._on_page(len(ids) + nameless, total)
-            session_id = answer.get("session_id") or session_id
-            page_size = _count(answer.get("page_size"))
-            if not results or (page_size is not None and len(results) < page_size):
-                break
-            if session_id is None:
-                raise _broken("a full page came without a session_id to go on with")
-        distinct = _distinct(ids) + nameless
-        if total is not None and distinct < total:
-            raise _broken(f"{distinct} different profiles came of {total}")
-        return ProfilePages(
-            spool, ends, total=total, profiles=len(ids) + nameless, distinct=distinct, attempts=self.attempts
-        )
-
-    def _page(self, page: int, session_id: str | None) -> tuple[bytes, dict[str, Any]]:
-        client = self._client
-        form = dict(self._form)
-        if session_id is not None and page > 0:
-            form |= {"session_id": session_id, "page": str(page)}
-        call = client._json_call("query", "POST", "/api/query/engage", data=form)
-
-        def receive(response: requests.Response) -> tuple[bytes, dict[str, Any]]:
-            body = client._whole_body(response, call)
-            answer = _parse_json(call, body, parse_int=str, errors="surrogateescape")
-            client._refuse_error_inside(call, answer)
-            if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
-                raise _FailedError(ServerError(f"{call} answered without results", hint="try again later"), retry=True)
-            return body, answer
-
-        try:
-            return client._retrying(call, receive)
-        except (ServerError, QueryError) as error:
-            # A session's life is not published; an ended one is told as a page of an "uncached query".
-            ended = isinstance(error, QueryError) and re.search(r"uncached|session", error.message, re.IGNORECASE)
-            if page == 0 or not (isinstance(error, ServerError) or ended):
-                raise
-            failure = error
-        finally:
-            self.attempts += call.attempts
-        raise _WalkBrokenError(failure)
-
-
-def _has_id(row: Any) -> bool:
-    return isinstance(row, dict) and row.get("$distinct_id") is not None
-
-
-def _count(value: Any) -> int | None:
-    """A number of the answer, which came as text so that no number is too long to read."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else None
-
-
-def _distinct(ids: array[int]) -> int:
-    import numpy as np  # only here: it takes a tenth of a second
-
-    return int(np.unique(np.frombuffer(ids, dtype=np.int64)).size) if ids else 0
-
-
-def _broken(problem: str) -> _WalkBrokenError:
-    return _WalkBrokenError(
-        IncompleteExportError(f"the profiles did not come whole: {problem}", hint="try again later")
-    )
-
-
-# --- reading a body
-
-
-class _Inflater:
-    """Decompresses a body, or passes it on, in pieces of at most `piece_bytes`. Raises `_CutError`."""
-
-    def __init__(self, encoding: str, piece_bytes: int = PIECE_BYTES) -> None:
-        self.compressed = encoding == "gzip"
-        self.decompressed_bytes = 0
-        self._piece_bytes = piece_bytes
-        self._member: isal_zlib.Decompress | None = None
-
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        for piece in self._inflate(chunk) if self.compressed else self._cut_up(chunk):
-            self.decompressed_bytes += len(piece)
-            yield piece
-
-    def finish(self) -> None:
-        if self._member is not None:
-            raise _CutError("its gzip stream does not come to an end")
-
-    def _cut_up(self, chunk: bytes) -> Iterator[bytes]:
-        for start in range(0, len(chunk), self._piece_bytes):
-            yield chunk[start : start + self._piece_bytes]
-
-    def _inflate(self, data: bytes) -> Iterator[bytes]:
-        full = False
-        while data or full:
-            # What follows the end of a gzip member is another one, or garbage, which then fails as a header.
-            if self._member is None:
-                self._member = isal_zlib.decompressobj(31)
-            problem = ""
-            try:
-                piece = self._member.decompress(data, self._piece_bytes)
-            except _GZIP_ERROR as error:
-                problem = str(error)
-            if problem:
-                raise _CutError(f"its gzip stream is damaged: {problem}")
-            if piece:
-                yield piece
-            if self._member.eof:
-                data, full = self._member.unused_data, False
-                self._member = None
-            else:
-                # A full piece may leave output behind even though all input was taken.
-                data, full = self._member.unconsumed_tail, len(piece) == self._piece_bytes
-
-
-class _LineWatch:
-    """Looks at each line of an export for what shows that it is not whole. Raises `_CutError`.
-
-    A full parse is the reader's. Here nearly all lines cost one comparison: those that start with `{"event":`.
-    """
-
-    def __init__(self, max_line_bytes: int) -> None:
-        self._max_line_bytes = max_line_bytes
-        self._tail: list[bytes] = []
-        self._tail_bytes = 0
-        self._last = b""
-        self._lines = 0
-
-    def feed(self, piece: bytes) -> None:
-        first_end = piece.find(b"\n")
-        if first_end < 0:
-            self._add_to_tail(piece)
-            return
-        self._add_to_tail(piece[:first_end])
-        self._see(b"".join(self._tail))
-        last_end = piece.rfind(b"\n")
-        for match in _ODD_LINE_STARTS.finditer(piece, first_end, last_end):
-            start = match.end()
-            self._check(piece[start : piece.find(b"\n", start)])
-        if last_end > first_end:
-            self._lines += 1
-            lines = piece[first_end + 1 : last_end].rstrip(_SPACE)
-            if lines:
-                self._last = lines[lines.rfind(b"\n") + 1 :]
-        self._tail = [piece[last_end + 1 :]]
-        self._tail_bytes = len(self._tail[0])
-
-    def finish(self) -> None:
-        tail = b"".join(self._tail).strip(_SPACE)
-        if tail:
-            self._see(tail)
-            if not isinstance(_json_or_none(tail), dict):
-                raise _CutError(f"its last line is not whole: {_excerpt(tail, end=True)}")
-        last = self._last.strip(_SPACE)
-        if not last or isinstance(_json_or_none(last), dict):
-            return
-        # The server's last words after it gave up. Other lines that are not JSON are left to the reader.
-        words = not last.startswith(b"{") and len(last) < 4096 and _MESSAGE_WORDS.search(last)
-        alone = self._lines == 1 and not last.startswith(b"{")
-        if words or alone or _ERROR_AT_END.search(last):
-            raise _CutError(f"it ends with a message: {_excerpt(last, end=True)}")
-
-    def _add_to_tail(self, part: bytes) -> None:
-        self._tail.append(part)
-        self._tail_bytes += len(part)
-        if self._tail_bytes > self._max_line_bytes:
-            raise _CutError(f"it holds a line of more than {self._max_line_bytes} bytes", retry=False)
-
-    def _see(self, line: bytes) -> None:
-        self._check(line)
-        line = line.strip(_SPACE)
-        if line:
-            self._lines += 1
-            self._last = line
-
-    def _check(self, line: bytes) -> None:
-        if line.startswith(b'{"event":'):
-            return
-        line = line.strip(_SPACE)
-        if line.startswith(b"<") and not self._last:
-            raise _CutError("an HTML page came in its place")
-        if not line.startswith(b"{"):
-            if len(line) < 200 and b"terminated early" in line.lower():
-                raise _CutError(f"Mixpanel gave up: {_excerpt(line)}")
-        elif b'"error"' in line and b'"event"' not in line:
-            row = _json_or_none(line)
-            if isinstance(row, dict) and not row.keys() & {"event", "properties"}:
-                raise _CutError(f"Mixpanel sent an error in it: {_error_text(line)}")
-
-
-class _Spool:
-    """A file of ours for what comes from Mixpanel. `OSError`s become `WarehouseError`."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        try:
-            handle, path = tempfile.mkstemp(dir=folder, prefix=_SPOOL_PREFIX + name)  # mkstemp's mode is 0600
-        except OSError as error:
-            raise _spool_error(error) from None
-        self._file = os.fdopen(handle, "wb")
-        self._path = Path(path)
-        if fcntl is not None:
-            # Held while we live, so that `_remove_stale` sees whose owner is gone. Not every file system can.
-            with suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._finalizer = weakref.finalize(self, _discard, self._file, self._path, os.getpid())
-
-    def write(self, data: bytes) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise _spool_error(error) from None
-
-    def finish(self) -> None:
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise _spool_error(error) from None
-
-    def open(self) -> IO[bytes]:
-        self.check_open()
-        try:
-            return self._path.open("rb")
-        except OSError as error:
-            raise _spool_error(error) from None
-
-    def read(self, file: IO[bytes], size: int) -> bytes:
-        self.check_open()
-        try:
-            return file.read(size)
-        except OSError as error:
-            raise _spool_error(error) from None
-
-    def check_open(self) -> None:
-        if not self._finalizer.alive:
-            raise RuntimeError("this body, or the MixpanelClient it came from, is closed")
-
-    def discard(self) -> None:
-        self._finalizer()
-
-
-def _discard(file: IO[bytes], path: Path, owner: int) -> None:
-    with suppress(OSError):  # a full disk: closing tries once more to write what is buffered
-        file.close()
-    if os.getpid() == owner:  # a forked child has the same object, and must leave the file
-        with suppress(OSError):
-            path.unlink()
-
-
-def _remove_stale(folder: Path) -> None:
-    """Removes spool files whose process was killed: nobody holds their lock."""
-    if fcntl is None:
-        return
-    for path in folder.glob(_SPOOL_PREFIX + "*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_SPOOL_S:
-                with path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-
-
-def _spool_error(error: OSError) -> WarehouseError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WarehouseError("the disk is full", hint="make room, or set MP_DATA_DIR to a folder on another disk")
-    return WarehouseError(
-        f"the spool file cannot be used: {error.strerror or error}", hint="MP_DATA_DIR moves the data folder"
-    )
-
-
-# --- HTTP
+# --- one call
 
 
 @dataclass
@@ -1070,93 +627,6 @@ class _FailedError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class _CutError(Exception):
-    """A body that is not whole."""
-
-    def __init__(self, problem: str, *, retry: bool = True) -> None:
-        super().__init__(problem)
-        self.retry = retry
-
-
-class _WalkBrokenError(Exception):
-    """A walk over the profiles that may be complete with a new session."""
-
-    def __init__(self, error: MixpanelDataError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-class _Authorization(requests.auth.AuthBase):
-    def __init__(self, credentials: Credentials) -> None:
-        self._credentials = credentials
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = self._credentials.authorization()
-        return request
-
-
-class _KeepAliveAdapter(requests.adapters.HTTPAdapter):
-    """TCP keep-alive: networks drop a silent socket while Mixpanel prepares an export, which can take minutes."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, socket_options=_socket_options())
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        if not proxy.lower().startswith("socks"):
-            kwargs["socket_options"] = _socket_options()
-        return super().proxy_manager_for(proxy, **kwargs)
-
-
-def _socket_options() -> list[tuple[int, int, int]]:
-    options: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    # TCP_KEEPALIVE is the Mac's name for TCP_KEEPIDLE. Seconds of silence, seconds between probes, probes.
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 5)):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-    return [*HTTPConnection.default_socket_options, *options]
-
-
-def _new_session(base_url: str | None) -> requests.Session:
-    session = requests.Session()
-    session.mount("https://", _KeepAliveAdapter())
-    session.mount("http://", _KeepAliveAdapter())
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    if base_url is not None and base_url.startswith("http:"):
-        # Loopback: a proxy from the environment would be sent the credentials in clear.
-        session.trust_env = False
-    return session
-
-
-def base_origin(base_url: str | None) -> str | None:
-    """Scheme, host and port of `base_url`. Raises `ConfigError` for what credentials must not be sent to."""
-    if base_url is None:
-        return None
-    problem = "is not an origin such as https://mixpanel.com"
-    # Nothing that URL parsers disagree about: no user, path, query, backslash or white space.
-    if _ORIGIN.fullmatch(base_url):
-        try:
-            parts = urlsplit(base_url)
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host, port = None, None
-        if host:
-            if parts.scheme == "https" or _is_loopback(host):
-                name = f"[{host}]" if ":" in host else host
-                return f"{parts.scheme}://{name}" + ("" if port is None else f":{port}")
-            problem = "would send the credentials in clear: use https (http is for loopback only)"
-    shown = _USER_INFO.sub("//***@", base_url)[:100]
-    raise ConfigError(f"the base URL {shown!r} {problem}", hint="look at MP_BASE_URL")
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _content_encoding(response: requests.Response) -> str:
     """ "gzip", or "" for none. Nothing else was asked for."""
     encoding = response.headers.get("Content-Encoding", "").strip().lower()
@@ -1165,50 +635,6 @@ def _content_encoding(response: requests.Response) -> str:
     if encoding in ("", "identity"):
         return ""
     raise _FailedError(ServerError(f"the answer came in the encoding {encoding[:40]!r}, which was not asked for"))
-
-
-class _WholeLines:
-    """A socket's file whose `readline` does not give part of a line."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def readline(self, limit: int = -1) -> bytes:
-        line: bytes = self._file.readline(limit)
-        if line and not line.endswith(b"\n") and len(line) != limit:
-            raise http.client.IncompleteRead(line)
-        return line
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
-def _make_chunk_sizes_strict(raw: Any) -> None:
-    """A chunk's size cut after its first "0" is otherwise taken for the 0 that ends the body."""
-    answer = getattr(raw, "_fp", None)
-    if answer is not None and getattr(answer, "fp", None) is not None:
-        answer.fp = _WholeLines(answer.fp)
-
-
-def _some_of_body(response: requests.Response) -> bytes:
-    """The beginning of an error's body, b"" if it cannot be read."""
-    try:
-        return response.raw.read(ERROR_BODY_BYTES, decode_content=True) or b""
-    except _NETWORK_ERRORS:
-        return b""
-
-
-def _error_text(body: bytes) -> str:
-    """Mixpanel's own message: the JSON's `error` or `message`, or the text."""
-    answer = _json_or_none(body)
-    for key in ("error", "message"):
-        if isinstance(answer, dict) and answer.get(key):
-            value = answer[key]
-            if isinstance(value, dict) and isinstance(value.get("message"), str):
-                value = value["message"]
-            return value if isinstance(value, str) else json.dumps(value)
-    text = body.decode("utf-8", "replace").strip()
-    return "an HTML page" if text.startswith("<") else text
 
 
 def _parse_json(
@@ -1227,60 +653,5 @@ def _int_or_text(digits: str) -> int | str:
     return int(digits) if len(digits) <= 4300 else digits
 
 
-def _json_or_none(text: bytes) -> Any:
-    try:
-        return json.loads(text.decode("utf-8", "replace"), parse_int=str)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_hourly(text: str) -> bool:
-    """Whether a 429 speaks of the limit per hour, rather than of requests at once. Its text counts both."""
-    counts = {kind: int(used) >= int(allowed) for used, allowed, kind in _QUERIES_RUNNING.findall(text)}
-    if counts:
-        return counts.get("in the last hour", False)
-    return "last hour" in text
-
-
-def _retry_after(value: str | None, now: float) -> float | None:
-    """Seconds, from either form of the header: seconds, or a date."""
-    if value is None:
-        return None
-    value = value.strip()
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
-        return float(value)
-    try:
-        return max(email.utils.parsedate_to_datetime(value).timestamp() - now, 0.0)
-    except (ValueError, OverflowError, OSError):
-        return None
-
-
-def _reason(error: BaseException) -> str:
-    """What is at the bottom of an exception of requests or urllib3, whose own texts repeat the URL."""
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "no connection in time"
-    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
-        return "no answer in time"
-    inner: BaseException = error
-    while True:
-        below = getattr(inner, "reason", None) or next((a for a in inner.args if isinstance(a, BaseException)), None)
-        if not isinstance(below, BaseException):
-            break
-        inner = below
-    return str(inner) or type(inner).__name__
-
-
-def _spellings(credentials: Credentials) -> list[str]:
-    """The ways in which the secret could come back in a text, longest first."""
-    secret = credentials.secret.reveal()
-    header = credentials.authorization()
-    forms = {secret, header, header.split(" ", 1)[1], quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
-    return sorted((form for form in forms if len(form) > 3), key=len, reverse=True)
-
-
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _excerpt(line: bytes, *, end: bool = False) -> str:
-    return repr((line[-80:] if end else line[:80]).decode("utf-8", "replace"))

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mixpanel_source import settings
-from mixpanel_source.client import ExportBody, MixpanelClient
+from mixpanel_source.bodies import ExportBody
+from mixpanel_source.client import MixpanelClient
 from mixpanel_source.errors import IncompleteExportError, MixpanelDataError
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.parsing.duplicates import Duplicates, Resolution
@@ -202,7 +203,7 @@ def read_export(body: ExportBody, window: Window, project: Project, exported_at:
     try:
         for block in body.blocks():
             parsed = parser.parse(block)
-            if len(window) > 1 and (parsed.strays or any(not line.loaded for line in parsed.rejected)):
+            if len(window) > 1 and (parsed.strays or parsed.rejected):  # a line kept aside is replaced with its day
                 raise StrayTimesError
             lines += parsed.lines
             rejected += parsed.rejected

@@ -24,8 +24,9 @@ import urllib3.util.connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixpanel_source import client as module
-from mixpanel_source.client import ExportBody, MixpanelClient, base_origin
+from mixpanel_source import bodies
+from mixpanel_source.bodies import ExportBody
+from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.errors import (
     AuthenticationError,
@@ -39,6 +40,7 @@ from mixpanel_source.errors import (
     WarehouseError,
 )
 from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.transport import LiveSockets, base_origin
 from mixpanel_source.windows import Window
 
 START = 1_800_000_000.0
@@ -576,7 +578,7 @@ def test_a_forked_child_leaves_the_file_to_its_parent(
 ) -> None:
     mock.get(EXPORT, **zipped(ROWS))
     body = make().export(DAY)
-    monkeypatch.setattr("mixpanel_source.client.os.getpid", lambda: 0)
+    monkeypatch.setattr("mixpanel_source.bodies.os.getpid", lambda: 0)
     body.close()
     assert len(list((data_folder / "spool").iterdir())) == 1
 
@@ -585,7 +587,7 @@ def test_files_of_killed_processes_are_removed_and_those_in_use_are_not(
     make: Make, mock: Mock, data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mock.get(EXPORT, **zipped(ROWS))
-    monkeypatch.setattr(module, "STALE_SPOOL_S", -1.0)
+    monkeypatch.setattr(bodies, "STALE_SPOOL_S", -1.0)
     in_use = make().export(DAY)
     stale = data_folder / "spool" / "mpload-export-dead"
     stale.write_bytes(b"x")
@@ -605,7 +607,7 @@ def test_a_full_disk_is_told_with_what_to_do(make: Make, mock: Mock, monkeypatch
         os.close(handle)
         return real(os.open("/dev/full", os.O_WRONLY), mode)
 
-    monkeypatch.setattr("mixpanel_source.client.os.fdopen", fdopen_full)
+    monkeypatch.setattr("mixpanel_source.bodies.os.fdopen", fdopen_full)
     with pytest.raises(WarehouseError, match="disk is full") as caught:
         make().export(DAY)
     assert "MP_DATA_DIR" in str(caught.value.hint)
@@ -658,7 +660,7 @@ def test_a_body_that_is_not_an_export_or_not_all_of_one_is_refused(
     body: bytes, make: Make, mock: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for size in (1 << 20, 7):
-        monkeypatch.setattr(module, "PIECE_BYTES", size)
+        monkeypatch.setattr(bodies, "PIECE_BYTES", size)
         for answer in (zipped(body), whole(body)):
             mock.get(EXPORT, **answer)
             client = make(retries=1)
@@ -691,7 +693,7 @@ def test_a_whole_body_is_accepted_and_its_lines_are_kept(
 ) -> None:
     """Lines that are only unreadable are the reader's to count."""
     for size in (1 << 20, 7):
-        monkeypatch.setattr(module, "PIECE_BYTES", size)
+        monkeypatch.setattr(bodies, "PIECE_BYTES", size)
         for answer in (zipped(body), whole(body)):
             mock.get(EXPORT, **answer)
             expected = body if not body or body.endswith(b"\n") else body + b"\n"
@@ -755,7 +757,7 @@ def test_a_small_body_of_gigabytes_is_decompressed_a_piece_at_a_time() -> None:
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=1) as file:
         for _ in range(64):
             file.write(b"x" * 1_048_575 + b"\n")
-    inflater = module._Inflater("gzip", 4096)
+    inflater = bodies.Inflater("gzip", 4096)
     sizes = [len(piece) for piece in inflater.feed(packed.getvalue())]
     inflater.finish()
     assert max(sizes) <= 4096
@@ -776,7 +778,7 @@ def test_blocks_are_whole_lines_and_all_of_them(
     text = b"".join(line + b"\n" for line in lines)
     if lines and not newline_at_end:
         text = text[:-1]
-    spool = module._Spool(tmp_path, "export-")
+    spool = bodies.Spool(tmp_path, "export-")
     stored = gzip.compress(text, 1) if compressed else text
     spool.write(stored)
     spool.finish()
@@ -784,7 +786,7 @@ def test_blocks_are_whole_lines_and_all_of_them(
         pytest.MonkeyPatch.context() as patch,
         ExportBody(spool, "gzip" if compressed else "", len(stored), len(text), attempts=1) as body,
     ):
-        patch.setattr(module, "READ_BYTES", piece)
+        patch.setattr(bodies, "READ_BYTES", piece)
         blocks = list(body.blocks(size))
     assert b"".join(blocks) == (text + b"\n" if text and not text.endswith(b"\n") else text)
     assert all(block.endswith(b"\n") for block in blocks)
@@ -1175,11 +1177,58 @@ def test_a_client_closed_during_an_export_stops_it(
         if received:
             client.close()
 
-    monkeypatch.setattr(module, "READ_BYTES", 10)
+    monkeypatch.setattr(bodies, "READ_BYTES", 10)
     with pytest.raises(RuntimeError, match="closed"):
         client.export(DAY, on_bytes=close_at_the_first_bytes)
     assert told == [0, 10]
     assert list((data_folder / "spool").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\n{",
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 10\r\n\r\n{",
+    ],
+)
+def test_closing_a_client_ends_at_once_what_waits_for_a_stalled_answer(
+    beginning: bytes, make: Make, clock: Clock, data_folder: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = make(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        errors: list[BaseException] = []
+
+        def export() -> None:
+            try:
+                client.export(DAY)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=export)
+        thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(beginning)
+            thread.join(0.2)
+            assert thread.is_alive()
+            client.close()
+            thread.join(1)
+            assert not thread.is_alive()
+    assert [(type(error), str(error)) for error in errors] == [(RuntimeError, "this MixpanelClient is closed")]
+    assert (client.stats.requests, clock.sleeps) == (1, [])
+    assert not list((data_folder / "spool").glob("*"))
+
+
+def test_a_socket_that_is_connected_after_closing_is_of_no_use() -> None:
+    sockets = LiveSockets()
+    sockets.shut_down()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sockets.add(ours)
+        assert (ours.recv(1), theirs.recv(1)) == (b"", b"")
 
 
 def test_a_session_that_was_given_is_left_open(make: Make, mock: Mock) -> None:

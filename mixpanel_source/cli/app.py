@@ -127,7 +127,6 @@ def load(
     mpload load --from 2024-01-01 --to 2024-01-31
     mpload load events --event 'Sign Up' --event 'Purchase' --from 2024-01-01
     """
-    from mixpanel_source.cli.interrupt import ended_by_interrupt
     from mixpanel_source.cli.progress import LoadDisplay
     from mixpanel_source.exports import EventFilter
     from mixpanel_source.load import RESOURCES, WITH_DAYS, dates_of
@@ -153,7 +152,7 @@ def load(
     if from_date or to_date:
         for name in set(names) & set(RESOURCES) - set(WITH_DAYS):
             options.say(f"the dates do not apply to {name}, which are loaded as they are now")
-    with ended_by_interrupt(options.errors_as_json), display.shown():
+    with display.shown():
         result = load_tables(
             project,
             database,
@@ -194,14 +193,13 @@ def demo(options: GlobalOptions) -> None:
     mpload demo --format json | jq .landed
     """
     from mixpanel_source.cli.demo import demo_database, run_demo
-    from mixpanel_source.cli.interrupt import ended_by_interrupt
     from mixpanel_source.cli.pages import demo_record, write_demo
     from mixpanel_source.cli.progress import LoadDisplay
 
     if options.db is not None:
         options.say(f"--db and MP_DB do not apply: the demo has a file of its own, {demo_database()}")
     display = LoadDisplay(options.quiet)
-    with ended_by_interrupt(options.errors_as_json), display.shown():
+    with display.shown():
         done = run_demo(display, display.waiting)
     if options.output is Format.TABLE:
         write_demo(done)

@@ -1,0 +1,379 @@
+"""Bodies that came from Mixpanel: how they are spooled and proven whole, and as what they are handed out."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import re
+import tempfile
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import IO, Any, Final, Self, cast
+
+from isal import igzip_lib, isal_zlib
+
+from mixpanel_source.errors import WarehouseError
+
+fcntl: ModuleType | None
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
+
+READ_BYTES: Final = 256 << 10
+PIECE_BYTES: Final = 1 << 20
+"""Most that is decompressed at a time: a small body can hold gigabytes of one repeated line."""
+BLOCK_BYTES: Final = 8 << 20
+"""Large enough that the cost of a block's parse call does not show, small enough to fit beside others."""
+MAX_LINE_BYTES: Final = 64 << 20
+STALE_SPOOL_S: Final = 3600.0
+
+_SPOOL_PREFIX = "mpload-"
+_SPACE = b" \t\r\n"
+_GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)
+_ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":)')
+_MESSAGE_WORDS = re.compile(
+    rb"\b(terminated|timed?[ -]?out|errors?|failed|failure|abort(ed)?|unavailable|exceeded)\b", re.IGNORECASE
+)
+_ERROR_AT_END = re.compile(rb'\{"error"\s*:\s*"[^"]*"\s*\}$')
+
+
+class ExportBody:
+    """An export that came whole, in a file of its own until it is closed."""
+
+    def __init__(
+        self, spool: Spool, encoding: str, compressed_bytes: int, decompressed_bytes: int, *, attempts: int
+    ) -> None:
+        self._spool = spool
+        self._encoding = encoding
+        self.compressed_bytes = compressed_bytes
+        """Size as it was sent."""
+        self.decompressed_bytes = decompressed_bytes
+        self.attempts = attempts
+        """Requests it took, this one included."""
+
+    def blocks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
+        """The lines in blocks of about `size` bytes, each of whole lines and ending in b"\\n". Can be called again.
+
+        Lines end at b"\\n" only: `str.splitlines` also cuts at U+2028, which a property may hold raw.
+        """
+        parts: list[bytes] = []
+        held = 0
+        for piece in self._pieces(min(PIECE_BYTES, max(size, 1))):
+            parts.append(piece)
+            held += len(piece)
+            if held >= size and (end := piece.rfind(b"\n") + 1):
+                parts[-1] = piece[:end]
+                yield b"".join(parts)
+                parts = [piece[end:]]
+                held = len(parts[0])
+        rest = b"".join(parts)
+        if rest:
+            yield rest if rest.endswith(b"\n") else rest + b"\n"
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
+        inflater = Inflater(self._encoding, size)
+        problem = ""
+        with self._spool.open() as file:
+            try:
+                while chunk := self._spool.read(file, READ_BYTES):
+                    for piece in inflater.feed(chunk):
+                        self._spool.check_open()
+                        yield piece
+                inflater.finish()
+            except CutError as cut:
+                problem = str(cut)
+        if problem:
+            raise WarehouseError(f"the spooled export is damaged: {problem}", hint="check the disk MP_DATA_DIR is on")
+
+    def close(self) -> None:
+        """Removes the file. What is still reading it fails."""
+        self._spool.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ProfilePages:
+    """The raw bodies of the pages of one complete walk, in a file of its own until it is closed.
+
+    Iterating gives each page's JSON as Mixpanel sent it, decompressed; it can be done again.
+    """
+
+    def __init__(
+        self, spool: Spool, ends: Sequence[int], *, total: int | None, profiles: int, distinct: int, attempts: int = 0
+    ) -> None:
+        self._spool = spool
+        self._ends = ends
+        self.pages = len(ends)
+        self.total = total
+        """The profiles Mixpanel said there are, where it said so."""
+        self.profiles = profiles
+        self.distinct = distinct
+        """How many different `$distinct_id`s there are among `profiles`."""
+        self.attempts = attempts
+        """Requests it took, those of broken walks included."""
+
+    def __len__(self) -> int:
+        return self.pages
+
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        with self._spool.open() as file:
+            for end in self._ends:
+                self._spool.check_open()
+                yield self._spool.read(file, end - start)
+                start = end
+
+    def close(self) -> None:
+        """Removes the file. What is still reading it fails."""
+        self._spool.discard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class CutError(Exception):
+    """A body that is not whole."""
+
+    def __init__(self, problem: str, *, retry: bool = True) -> None:
+        super().__init__(problem)
+        self.retry = retry
+
+
+class Inflater:
+    """Decompresses a body, or passes it on, in pieces of at most `piece_bytes`. Raises `CutError`."""
+
+    def __init__(self, encoding: str, piece_bytes: int = PIECE_BYTES) -> None:
+        self.compressed = encoding == "gzip"
+        self.decompressed_bytes = 0
+        self._piece_bytes = piece_bytes
+        self._member: isal_zlib.Decompress | None = None
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        for piece in self._inflate(chunk) if self.compressed else self._cut_up(chunk):
+            self.decompressed_bytes += len(piece)
+            yield piece
+
+    def finish(self) -> None:
+        if self._member is not None:
+            raise CutError("its gzip stream does not come to an end")
+
+    def _cut_up(self, chunk: bytes) -> Iterator[bytes]:
+        for start in range(0, len(chunk), self._piece_bytes):
+            yield chunk[start : start + self._piece_bytes]
+
+    def _inflate(self, data: bytes) -> Iterator[bytes]:
+        full = False
+        while data or full:
+            # What follows the end of a gzip member is another one, or garbage, which then fails as a header.
+            if self._member is None:
+                self._member = isal_zlib.decompressobj(31)
+            problem = ""
+            try:
+                piece = self._member.decompress(data, self._piece_bytes)
+            except _GZIP_ERROR as error:
+                problem = str(error)
+            if problem:
+                raise CutError(f"its gzip stream is damaged: {problem}")
+            if piece:
+                yield piece
+            if self._member.eof:
+                data, full = self._member.unused_data, False
+                self._member = None
+            else:
+                # A full piece may leave output behind even though all input was taken.
+                data, full = self._member.unconsumed_tail, len(piece) == self._piece_bytes
+
+
+class LineWatch:
+    """Looks at each line of an export for what shows that it is not whole. Raises `CutError`.
+
+    A full parse is the reader's. Here nearly all lines cost one comparison: those that start with `{"event":`.
+    """
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._tail: list[bytes] = []
+        self._tail_bytes = 0
+        self._last = b""
+        self._lines = 0
+
+    def feed(self, piece: bytes) -> None:
+        first_end = piece.find(b"\n")
+        if first_end < 0:
+            self._add_to_tail(piece)
+            return
+        self._add_to_tail(piece[:first_end])
+        self._see(b"".join(self._tail))
+        last_end = piece.rfind(b"\n")
+        for match in _ODD_LINE_STARTS.finditer(piece, first_end, last_end):
+            start = match.end()
+            self._check(piece[start : piece.find(b"\n", start)])
+        if last_end > first_end:
+            self._lines += 1
+            lines = piece[first_end + 1 : last_end].rstrip(_SPACE)
+            if lines:
+                self._last = lines[lines.rfind(b"\n") + 1 :]
+        self._tail = [piece[last_end + 1 :]]
+        self._tail_bytes = len(self._tail[0])
+
+    def finish(self) -> None:
+        tail = b"".join(self._tail).strip(_SPACE)
+        if tail:
+            self._see(tail)
+            if not isinstance(json_or_none(tail), dict):
+                raise CutError(f"its last line is not whole: {_excerpt(tail, end=True)}")
+        last = self._last.strip(_SPACE)
+        if not last or isinstance(json_or_none(last), dict):
+            return
+        # The server's last words after it gave up. Other lines that are not JSON are left to the reader.
+        words = not last.startswith(b"{") and len(last) < 4096 and _MESSAGE_WORDS.search(last)
+        alone = self._lines == 1 and not last.startswith(b"{")
+        if words or alone or _ERROR_AT_END.search(last):
+            raise CutError(f"it ends with a message: {_excerpt(last, end=True)}")
+
+    def _add_to_tail(self, part: bytes) -> None:
+        self._tail.append(part)
+        self._tail_bytes += len(part)
+        if self._tail_bytes > self._max_line_bytes:
+            raise CutError(f"it holds a line of more than {self._max_line_bytes} bytes", retry=False)
+
+    def _see(self, line: bytes) -> None:
+        self._check(line)
+        line = line.strip(_SPACE)
+        if line:
+            self._lines += 1
+            self._last = line
+
+    def _check(self, line: bytes) -> None:
+        if line.startswith(b'{"event":'):
+            return
+        line = line.strip(_SPACE)
+        if line.startswith(b"<") and not self._last:
+            raise CutError("an HTML page came in its place")
+        if not line.startswith(b"{"):
+            if len(line) < 200 and b"terminated early" in line.lower():
+                raise CutError(f"Mixpanel gave up: {_excerpt(line)}")
+        elif b'"error"' in line and b'"event"' not in line:
+            row = json_or_none(line)
+            if isinstance(row, dict) and not row.keys() & {"event", "properties"}:
+                raise CutError(f"Mixpanel sent an error in it: {error_text(line)}")
+
+
+class Spool:
+    """A file of ours for what comes from Mixpanel, gone with us. `OSError`s become `WarehouseError`."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        try:
+            handle, path = tempfile.mkstemp(dir=folder, prefix=_SPOOL_PREFIX + name)  # mkstemp's mode is 0600
+        except OSError as error:
+            raise spool_error(error) from None
+        self.file = os.fdopen(handle, "wb")
+        self.path = Path(path)
+        if fcntl is not None:
+            # Held while we live, so that `remove_stale` sees whose owner is gone. Not every file system can.
+            with suppress(OSError):
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._finalizer = weakref.finalize(self, _discard, self.file, self.path, os.getpid())
+
+    def write(self, data: bytes) -> None:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            raise spool_error(error) from None
+
+    def finish(self) -> None:
+        try:
+            self.file.flush()
+        except OSError as error:
+            raise spool_error(error) from None
+
+    def open(self) -> IO[bytes]:
+        self.check_open()
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise spool_error(error) from None
+
+    def read(self, file: IO[bytes], size: int) -> bytes:
+        self.check_open()
+        try:
+            return file.read(size)
+        except OSError as error:
+            raise spool_error(error) from None
+
+    def check_open(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("this body, or the MixpanelClient it came from, is closed")
+
+    def discard(self) -> None:
+        self._finalizer()
+
+
+def _discard(file: IO[bytes], path: Path, owner: int) -> None:
+    with suppress(OSError):  # a full disk: closing tries once more to write what is buffered
+        file.close()
+    if os.getpid() == owner:  # a forked child has the same object, and must leave the file
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes spool files whose process was killed: nobody holds their lock."""
+    if fcntl is None:
+        return
+    for path in folder.glob(_SPOOL_PREFIX + "*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SPOOL_S:
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+
+def spool_error(error: OSError) -> WarehouseError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WarehouseError("the disk is full", hint="make room, or set MP_DATA_DIR to a folder on another disk")
+    return WarehouseError(
+        f"the spool file cannot be used: {error.strerror or error}", hint="MP_DATA_DIR moves the data folder"
+    )
+
+
+def error_text(body: bytes) -> str:
+    """Mixpanel's own message: the JSON's `error` or `message`, or the text."""
+    answer = json_or_none(body)
+    for key in ("error", "message"):
+        if isinstance(answer, dict) and answer.get(key):
+            value = answer[key]
+            if isinstance(value, dict) and isinstance(value.get("message"), str):
+                value = value["message"]
+            return value if isinstance(value, str) else json.dumps(value)
+    text = body.decode("utf-8", "replace").strip()
+    return "an HTML page" if text.startswith("<") else text
+
+
+def json_or_none(text: bytes) -> Any:
+    try:
+        return json.loads(text.decode("utf-8", "replace"), parse_int=str)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _excerpt(line: bytes, *, end: bool = False) -> str:
+    return repr((line[-80:] if end else line[:80]).decode("utf-8", "replace"))

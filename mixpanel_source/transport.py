@@ -1,0 +1,245 @@
+"""Sessions and sockets: where requests may go, how they are signed, and what their failures and limits say."""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import http.cookiejar
+import ipaddress
+import json
+import re
+import socket
+import threading
+import weakref
+from contextlib import suppress
+from typing import Any, Final
+from urllib.parse import quote, urlsplit
+
+import requests
+import requests.adapters
+import requests.auth
+import requests.exceptions
+import urllib3.exceptions
+from urllib3.connection import HTTPConnection
+
+from mixpanel_source.credentials import Credentials
+from mixpanel_source.errors import ConfigError
+
+ERROR_BODY_BYTES: Final = 64 << 10
+NETWORK_ERRORS: Final = (
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    http.client.HTTPException,
+    OSError,
+    ValueError,
+    AttributeError,  # http.client's, when another thread closes the connection
+)
+USER_INFO: Final = re.compile(r"//[^/@\s]*@")
+
+_QUERIES_RUNNING = re.compile(r"(\d+)/(\d+) queries running (concurrently|in the last hour)")
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_:\[\]]+/?")
+
+
+def new_session(base_url: str | None, sockets: LiveSockets) -> requests.Session:
+    session = requests.Session()
+    session.mount("https://", _Adapter(sockets))
+    session.mount("http://", _Adapter(sockets))
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    if base_url is not None and base_url.startswith("http:"):
+        # Loopback: a proxy from the environment would be sent the credentials in clear.
+        session.trust_env = False
+    return session
+
+
+class LiveSockets:
+    """The sockets of a session, for ending what waits for them. Looking up a name and connecting are not ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Weak, and no matter for their connections: those give a socket up before the last body is read from it.
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._is_shut_down = False
+
+    def add(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._sockets.add(sock)
+            is_shut_down = self._is_shut_down
+        if is_shut_down:
+            _shut_down(sock)
+
+    def shut_down(self) -> None:
+        """For whoever reads or writes one of them, now or later, the other side has hung up."""
+        with self._lock:
+            self._is_shut_down = True
+            sockets = list(self._sockets)
+        for sock in sockets:
+            _shut_down(sock)
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with suppress(OSError):  # closed by now, or by the other side
+        # Not SSLSocket's own, which goes on without TLS: what then came would be read as if it were decrypted.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """TCP keep-alive: networks drop a silent socket while Mixpanel prepares an export, which can take minutes."""
+
+    def __init__(self, sockets: LiveSockets) -> None:
+        self._sockets = sockets
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs, socket_options=_socket_options())
+        self._watch(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        if not proxy.lower().startswith("socks"):
+            kwargs["socket_options"] = _socket_options()
+        is_new = proxy not in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if is_new:
+            self._watch(manager)
+        return manager
+
+    def _watch(self, manager: Any) -> None:
+        pools = manager.pool_classes_by_scheme
+        manager.pool_classes_by_scheme = {scheme: _watched(pool, self._sockets) for scheme, pool in pools.items()}
+
+
+def _watched(pool_class: Any, sockets: LiveSockets) -> Any:
+    """A pool like `pool_class` whose connections enter their sockets in `sockets`."""
+
+    class Connection(pool_class.ConnectionCls):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            sock: Any = self.sock
+            sockets.add(getattr(sock, "socket", sock))  # TLS within a proxy's TLS is no socket, but has one
+
+    class Pool(pool_class):  # type: ignore[misc]
+        ConnectionCls = Connection
+
+    return Pool
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    options: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    # TCP_KEEPALIVE is the Mac's name for TCP_KEEPIDLE. Seconds of silence, seconds between probes, probes.
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 5)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+    return [*HTTPConnection.default_socket_options, *options]
+
+
+class Authorization(requests.auth.AuthBase):
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._credentials.authorization()
+        return request
+
+
+def spellings(credentials: Credentials) -> list[str]:
+    """The ways in which the secret could come back in a text, longest first."""
+    secret = credentials.secret.reveal()
+    header = credentials.authorization()
+    forms = {secret, header, header.split(" ", 1)[1], quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
+    return sorted((form for form in forms if len(form) > 3), key=len, reverse=True)
+
+
+def base_origin(base_url: str | None) -> str | None:
+    """Scheme, host and port of `base_url`. Raises `ConfigError` for what credentials must not be sent to."""
+    if base_url is None:
+        return None
+    problem = "is not an origin such as https://mixpanel.com"
+    # Nothing that URL parsers disagree about: no user, path, query, backslash or white space.
+    if _ORIGIN.fullmatch(base_url):
+        try:
+            parts = urlsplit(base_url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+        if host:
+            if parts.scheme == "https" or _is_loopback(host):
+                name = f"[{host}]" if ":" in host else host
+                return f"{parts.scheme}://{name}" + ("" if port is None else f":{port}")
+            problem = "would send the credentials in clear: use https (http is for loopback only)"
+    shown = USER_INFO.sub("//***@", base_url)[:100]
+    raise ConfigError(f"the base URL {shown!r} {problem}", hint="look at MP_BASE_URL")
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def some_of_body(response: requests.Response) -> bytes:
+    """The beginning of an error's body, b"" if it cannot be read."""
+    try:
+        return response.raw.read(ERROR_BODY_BYTES, decode_content=True) or b""
+    except NETWORK_ERRORS:
+        return b""
+
+
+def make_chunk_sizes_strict(raw: Any) -> None:
+    """A chunk's size cut after its first "0" is otherwise taken for the 0 that ends the body."""
+    answer = getattr(raw, "_fp", None)
+    if answer is not None and getattr(answer, "fp", None) is not None:
+        answer.fp = _WholeLines(answer.fp)
+
+
+class _WholeLines:
+    """A socket's file whose `readline` does not give part of a line."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readline(self, limit: int = -1) -> bytes:
+        line: bytes = self._file.readline(limit)
+        if line and not line.endswith(b"\n") and len(line) != limit:
+            raise http.client.IncompleteRead(line)
+        return line
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds, from either form of the header: seconds, or a date."""
+    if value is None:
+        return None
+    value = value.strip()
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
+        return float(value)
+    try:
+        return max(email.utils.parsedate_to_datetime(value).timestamp() - now, 0.0)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def is_hourly(text: str) -> bool:
+    """Whether a 429 speaks of the limit per hour, rather than of requests at once. Its text counts both."""
+    counts = {kind: int(used) >= int(allowed) for used, allowed, kind in _QUERIES_RUNNING.findall(text)}
+    if counts:
+        return counts.get("in the last hour", False)
+    return "last hour" in text
+
+
+def reason(error: BaseException) -> str:
+    """What is at the bottom of an exception of requests or urllib3, whose own texts repeat the URL."""
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError | TimeoutError):
+        return "no answer in time"
+    inner: BaseException = error
+    while True:
+        below = getattr(inner, "reason", None) or next((a for a in inner.args if isinstance(a, BaseException)), None)
+        if not isinstance(below, BaseException):
+            break
+        inner = below
+    return str(inner) or type(inner).__name__
