@@ -102,7 +102,7 @@ def add_account(
     config = read_config(path)
     if name in config.accounts and not replace:
         raise AccountExistsError(
-            f"{path} already has an account {name!r}", hint=f"remove it first: mpload auth remove {name}"
+            f"{path} already has an account {name!r}", hint=f"choose another name, or take [accounts.{name}] out"
         )
     default = name if make_default or not config.accounts else config.default
     expected = Config(default, {**config.accounts, name: dataclasses.replace(account, name=name)})

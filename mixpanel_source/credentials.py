@@ -159,11 +159,11 @@ def resolve_credentials(
     if config.accounts:
         raise AuthenticationError(
             f"{path} has accounts but no default one",
-            hint=f"choose one: --account NAME, or mpload auth switch NAME ({', '.join(config.accounts)})",
+            hint=f'name one: --account NAME ({", ".join(config.accounts)}), or default = "NAME" in the file',
         )
     raise AuthenticationError(
         "no Mixpanel credentials found",
-        hint=f"set {', '.join(ENVIRONMENT)}, or store an account in {path} with `mpload auth add NAME`;"
+        hint=f"set {', '.join(ENVIRONMENT)}, or describe an account in {path} (see the README);"
         " `mpload demo` needs none",
     )
 

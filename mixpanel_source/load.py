@@ -160,6 +160,8 @@ def duckdb_destination(database: Path) -> Destination[Any, Any]:
 def open_pipeline(database: Path) -> dlt.Pipeline:
     """The pipeline that fills `database`, in step with it and with nothing left over from a stopped run."""
     os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
+    # Else the copy of the last days stays in the file, which is twice as large then.
+    os.environ.setdefault("LOAD__TRUNCATE_STAGING_DATASET", "true")
     pipeline = dlt.pipeline(
         settings.PIPELINE,
         destination=duckdb_destination(database),
@@ -169,7 +171,10 @@ def open_pipeline(database: Path) -> dlt.Pipeline:
     with _own_errors(database):
         if pipeline.has_pending_data:
             # Completing it could write rows twice whose job was done but not yet noted; its days are exported anew.
-            pipeline.abort_packages()
+            # Nor can every package be aborted (dlt refuses one that only its last note misses): all that counts is
+            # in the database.
+            pipeline = pipeline.drop()
+            pipeline.activate()
         pipeline.sync_destination()
     return pipeline
 
@@ -213,8 +218,7 @@ class _Counted:
 
 def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
     """Whether no row of `days` is there, whoever wrote it: appending is then the same as replacing, for less."""
-    if not pipeline.schema_names:
-        return True
+    # Also where dlt knows of no schema: a first load that was killed leaves rows behind.
     with pipeline.sql_client() as client:
         try:
             rows = client.execute_sql(f"SELECT 1 FROM events WHERE {days_scope('event_date', days)} LIMIT 1")

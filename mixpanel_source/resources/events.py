@@ -20,7 +20,8 @@ from dlt.extract import DltResource
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.exports import EventFilter, Exports, WindowRows, warn_of_other_kind
 from mixpanel_source.parsing import events as parsing
-from mixpanel_source.project import Project
+from mixpanel_source.project import Project, spool_folder
+from mixpanel_source.resources.event_file import EventFile
 from mixpanel_source.resources.load_package import with_load_id
 from mixpanel_source.windows import ONE_DAY, Window, windows_over
 
@@ -87,16 +88,19 @@ def events_package(exports: Exports, max_bytes: int, holds_none_of: Callable[[Se
 
     @dlt.resource(name="events", write_disposition="merge")
     def read() -> Iterator[Any]:
-        yield from _package(exports, max_bytes, holds_none_of)
+        with EventFile(spool_folder()) as file:
+            yield from _package(exports, file, max_bytes, holds_none_of)
 
     return read
 
 
 def _package(
     exports: Exports,
+    file: EventFile | None = None,
     max_bytes: int | None = None,
     holds_none_of: Callable[[Sequence[date]], bool] = lambda days: False,
 ) -> Iterator[Any]:
+    """What dlt is given. With `file` the rows go through it, which not every destination can take."""
     # `events` comes last: the other tables start from the hints that the resource has by then.
     yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
     yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
@@ -116,13 +120,18 @@ def _package(
             counts = _DayCounts(rows.window, exports.filter)
             for table, duplicates in rows.tables():
                 counts.count(table, duplicates)
-                yield with_load_id(table)
+                if file is None:
+                    yield with_load_id(table)
+                else:
+                    file.write(with_load_id(table))
         days += rows.window.days
         event_days.append(counts.rows_of(rows, exports.project.calendar))
         rejected_lines.append(_rejected_table(rows, exports.filter))
         size += counts.bytes
         if exports.progress:
             exports.progress.loaded(rows.window, counts.rows, counts.bytes)
+    if file is not None:
+        yield from file.items()
     # Last, and together: dlt computes a table's schema anew each time the table changes.
     yield dlt.mark.with_table_name(with_load_id(pa.concat_tables(event_days)), "event_days")
     yield dlt.mark.with_table_name(with_load_id(pa.concat_tables(rejected_lines)), "rejected_lines")
@@ -170,8 +179,15 @@ def days_scope(column: str, days: Iterable[date]) -> str:
 
 
 def _literals(texts: Iterable[str]) -> str:
-    # dlt formats the scope, so braces are doubled.
-    return ", ".join("'" + text.replace("'", "''").replace("{", "{{").replace("}", "}}") + "'" for text in texts)
+    return ", ".join(f"'{text.translate(_IN_LITERAL)}'" for text in texts)
+
+
+# dlt formats the scope, so braces are doubled. It splits at semicolons and at all that ends a
+# line, inside literals too.
+_IN_LITERAL: dict[int, str] = {
+    **{code: f"' || chr({code}) || '" for code in (*range(32), ord(";"), 0x85, 0x2028, 0x2029)},
+    **str.maketrans({"'": "''", "{": "{{", "}": "}}"}),
+}
 
 
 class _DayCounts:

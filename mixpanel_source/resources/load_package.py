@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pyarrow as pa
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import load_package_state
@@ -14,3 +16,11 @@ def with_load_id(table: pa.Table) -> pa.Table:
     except CurrentLoadPackageStateNotAvailable:  # read without a pipeline
         return table
     return table.append_column("_dlt_load_id", pa.repeat(pa.scalar(load_id, pa.string()), len(table)))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for what dlt warns of in every run: that JSON columns are text in Arrow, which is what they have to be."""
+    return "several column hints were different" not in str(record.msg)
+
+
+logging.getLogger("dlt").addFilter(_is_news)
