@@ -54,7 +54,7 @@ def product(url: str, days: int, *runs: str) -> Measures:
 
 
 def days_folder(days: int, events: int) -> Path:
-    folder = DATA / f"{days}x{events}"
+    folder = DATA / str(events)
     write_days(folder, days, events)
     return folder
 
@@ -74,9 +74,9 @@ def main(events: int) -> None:
     plain: list[Measures] = []
     with served(folder) as url:
         for _ in range(RUNS):
-            anchors.append(run("anchor", str(folder), "with"))
+            anchors.append(run("anchor", str(folder), str(days), "with"))
             products.append(product(url, days, "first", "reload"))
-            bare_anchors.append(run("anchor", str(folder), "without"))
+            bare_anchors.append(run("anchor", str(folder), str(days), "without"))
         for _ in range(RUNS):
             plain.append(run("dicts", url))
 

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from bench.generate import FIRST_DAY
+from bench.generate import FIRST_DAY, day_path
 
 PATHS = {
     "distinct_id": "$.distinct_id",
@@ -44,7 +44,7 @@ def measured(result: dict[str, Any], name: str) -> Iterator[None]:
     }
 
 
-def anchor(folder: str, event_id: str) -> dict[str, Any]:
+def anchor(folder: str, days: str, event_id: str) -> dict[str, Any]:
     """What a user would do by hand: DuckDB's own reader on the downloaded files, into the same columns.
 
     No duplicates are found, nothing is checked, no state is kept, nothing is replaced. With `event_id` = "without" it
@@ -57,6 +57,7 @@ def anchor(folder: str, event_id: str) -> dict[str, Any]:
         ["event", *(f"properties->>'{path}'" for path in ("$.distinct_id", "$.time", PATHS["insert_id"]))]
     )
     hash_ = f"md5(concat_ws(':', {hashed})) AS event_id," if event_id == "with" else ""
+    files = [str(day_path(Path(folder), FIRST_DAY + timedelta(days=number))) for number in range(int(days))]
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         connection = duckdb.connect(f"{scratch}/anchor.duckdb")
@@ -70,7 +71,7 @@ def anchor(folder: str, event_id: str) -> dict[str, Any]:
                     {texts}, {hash_}
                     make_timestamptz((properties->>'$.mp_processing_time_ms')::BIGINT * 1000) AS processed_at,
                     properties, NULL::JSON AS extra
-                FROM read_ndjson('{folder}/*.jsonl.gz', columns={{event: 'VARCHAR', properties: 'JSON'}})
+                FROM read_ndjson({files}, columns={{event: 'VARCHAR', properties: 'JSON'}})
                 """
             )
             connection.close()
