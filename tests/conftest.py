@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, tzinfo
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 
 import duckdb
 import pytest
+from dlt.destinations.exceptions import DatabaseTerminalException
+from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
 from hypothesis import settings as hypothesis_settings
 
 from mixpanel_source import settings
@@ -171,3 +174,19 @@ def sql(database: Path) -> Sql:
             return connection.execute(query).fetchall()
 
     return ask
+
+
+@contextmanager
+def merge_broken_off(table: str) -> Iterator[None]:
+    """Within it, replacing a table stops between the deletion of its rows and the writing of new ones."""
+    original = DuckDbSqlClient.execute_sql
+
+    def execute_sql(self: DuckDbSqlClient, sql: Any, *args: Any, **kwargs: Any) -> Any:
+        if not str(sql).startswith(f'DELETE FROM "mixpanel"."{table}"'):
+            return original(self, sql, *args, **kwargs)
+        original(self, sql.split(";")[0])
+        raise DatabaseTerminalException(RuntimeError("the power is gone"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DuckDbSqlClient, "execute_sql", execute_sql)
+        yield

@@ -17,7 +17,8 @@ from typing import Any
 import dlt
 import duckdb
 import pytest
-from conftest import NOW, Clock, RunLoad, Sql
+from conftest import NOW, Clock, RunLoad, Sql, merge_broken_off
+from dlt.pipeline.exceptions import PipelineStepFailed
 from export_lines import at, day_lines, days, line, properties_of
 from filelock import FileLock
 
@@ -368,7 +369,7 @@ def test_a_load_begins_anew_when_the_database_is_gone(
 
 ODD_NAMES = (
     "it's", 'say "x"', "{braces} {0} {}", "100% %s %(a)s", "日本 😀 \u2028", "back\\slash", "a;b--c", "/* ; */",
-    "nul\0", " two\n  lines\r\n", "$x",
+    "nul\0", "alter schema", " two\n  lines\r\n", "$x",
 )  # fmt: skip
 
 
@@ -380,12 +381,12 @@ def test_a_run_for_some_events_leaves_all_others_alone(run_load: RunLoad, sandbo
     run_load("2024-03-01", "2024-03-02")
     sandbox.set_day("2024-03-01", [line(time, 20 + n, name) for n, name in enumerate(names)])
     run_load("2024-03-01", "2024-03-01", refresh=True, events=ODD_NAMES)
-    assert ns(sql) == [11, 12, *range(20, 31), *range(50, 63)]
+    assert ns(sql) == [12, 13, *range(20, 32), *range(50, 64)]
     labels = sorted(json.dumps({"event": name}, ensure_ascii=False, separators=(",", ":")) for name in ODD_NAMES)
     assert [row for row in day_rows(sql) if row[1]] == [("2024-03-01", label, 1, True) for label in labels]
     # Again, now that these parts have rows of their own.
     run_load("2024-03-01", "2024-03-01", refresh=True, events=ODD_NAMES)
-    assert ns(sql) == [11, 12, *range(20, 31), *range(50, 63)]
+    assert ns(sql) == [12, 13, *range(20, 32), *range(50, 64)]
     assert len([row for row in day_rows(sql) if row[1]]) == len(ODD_NAMES)
 
 
@@ -549,6 +550,19 @@ def test_no_day_is_asked_for_again_because_a_later_one_failed(
             run_load("2024-03-01", "2024-03-06", project=replace(project, retries=0))
         assert asked(sandbox)[: len(expected)] == expected
         assert ns(sql) == [0, 1, 2, 3]
+
+
+def test_a_replacement_that_stops_half_way_leaves_the_day_as_it_was(
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql
+) -> None:
+    sandbox.set_day("2024-03-01", day_lines("2024-03-01", 3))
+    run_load("2024-03-01", "2024-03-01")
+    sandbox.set_day("2024-03-01", day_lines("2024-03-01", 5, first=10))
+    with merge_broken_off("events"), pytest.raises(WarehouseError):
+        run_load("2024-03-01", "2024-03-01", refresh=True)
+    assert ns(sql) == [0, 1, 2]
+    run_load("2024-03-01", "2024-03-01", refresh=True)
+    assert ns(sql) == [10, 11, 12, 13, 14]
 
 
 def test_wrong_credentials_change_nothing(run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project) -> None:
@@ -748,6 +762,21 @@ def test_a_plain_pipeline_loads_by_dlts_own_config_and_goes_on_where_it_stopped(
         "select count(*) from event_days where complete and _dlt_load_id in (select load_id from _dlt_loads)"
     ) == [(10,)]
     assert sql("select count(*) from events where _dlt_load_id is null") == [(0,)]
+
+
+def test_a_plain_pipeline_that_stops_half_way_leaves_its_tables_as_they_were(
+    dlt_project: None, sandbox: Sandbox, sql: Sql, database: Path, tmp_path: Path
+) -> None:
+    sandbox.set_day("2024-03-01", day_lines("2024-03-01", 3))
+    sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {}}])
+    pipeline = dlt_pipeline(tmp_path / "one", database)
+    pipeline.run(mixpanel_source("2024-03-01", "2024-03-01"))
+    for table in ("events", "profiles"):
+        with merge_broken_off(table), pytest.raises(PipelineStepFailed):
+            pipeline.run(mixpanel_source("2024-03-01", "2024-03-01", refresh=True).with_resources(table))
+        pipeline.abort_packages()
+    assert ns(sql) == [0, 1, 2]
+    assert sql("select distinct_id from profiles") == [("u1",)]
 
 
 def test_the_source_takes_arguments_and_loads_nothing_when_all_is_there(

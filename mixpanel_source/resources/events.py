@@ -22,7 +22,7 @@ from mixpanel_source.exports import EventFilter, Exports, WindowRows, warn_of_ot
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.event_file import EventFile
-from mixpanel_source.resources.load_package import with_load_id
+from mixpanel_source.resources.load_package import replace_in_one_transaction, with_load_id
 from mixpanel_source.windows import ONE_DAY, Window, windows_over
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ def _package(
     holds_none_of: Callable[[Sequence[date]], bool] = lambda days: False,
 ) -> Iterator[Any]:
     """What dlt is given. With `file` the rows go through it, which not every destination can take."""
+    replace_in_one_transaction()
     # `events` comes last: the other tables start from the hints that the resource has by then.
     yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
     yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
@@ -182,10 +183,10 @@ def _literals(texts: Iterable[str]) -> str:
     return ", ".join(f"'{text.translate(_IN_LITERAL)}'" for text in texts)
 
 
-# dlt formats the scope, so braces are doubled. It splits at semicolons and at all that ends a
-# line, inside literals too.
+# dlt formats the scope, so braces are doubled. It splits it at semicolons and line ends, and a scope that holds
+# ALTER SCHEMA it runs without a transaction: inside literals too.
 _IN_LITERAL: dict[int, str] = {
-    **{code: f"' || chr({code}) || '" for code in (*range(32), ord(";"), 0x85, 0x2028, 0x2029)},
+    **{code: f"' || chr({code}) || '" for code in (*range(33), ord(";"), 0x85, 0x2028, 0x2029)},
     **str.maketrans({"'": "''", "{": "{{", "}": "}}"}),
 }
 

@@ -11,7 +11,7 @@ from dlt.extract import DltResource
 
 from mixpanel_source.parsing import profiles as parsing
 from mixpanel_source.project import Project
-from mixpanel_source.resources.load_package import with_load_id
+from mixpanel_source.resources.load_package import replace_in_one_transaction, with_load_id
 
 
 def profiles(
@@ -28,6 +28,7 @@ def profiles(
         write_disposition={"disposition": "merge", "strategy": "delete-insert", "destination_scope": "1 = 1"},
     )
     def read() -> Iterator[Any]:
+        replace_in_one_transaction()
         with open_project().client() as client, client.profiles(on_page=on_page) as pages:
             yield with_load_id(parsing.SCHEMA.empty_table())
             # Where a walk gave some profile twice, the later one stays: it is looked for from the end.
