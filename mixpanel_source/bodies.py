@@ -238,15 +238,23 @@ class LineWatch:
         tail = b"".join(self._tail).strip(_SPACE)
         if tail:
             self._see(tail)
-            if not isinstance(json_or_none(tail), dict):
+            if not _is_object(tail):
                 raise CutError(f"its last line is not whole: {_excerpt(tail, end=True)}")
         last = self._last.strip(_SPACE)
-        if not last or isinstance(json_or_none(last), dict):
+        if not last:
             return
+        if _is_object(last):
+            row = json_or_none(last)
+            if isinstance(row, dict) and not row.keys() & {"event", "properties"}:
+                raise CutError(f"it ends with what is no event: {_excerpt(last)}")
+            return
+        if last.startswith(b"{") and _breaks_off(last):
+            raise CutError(f"its last line is not whole: {_excerpt(last, end=True)}")
         # The server's last words after it gave up. Other lines that are not JSON are left to the reader.
         words = not last.startswith(b"{") and len(last) < 4096 and _MESSAGE_WORDS.search(last)
         alone = self._lines == 1 and not last.startswith(b"{")
-        if words or alone or _ERROR_AT_END.search(last):
+        glued = last.lower().endswith(b"terminated early") or _ERROR_AT_END.search(last)
+        if words or alone or glued or last.startswith(b"<"):
             raise CutError(f"it ends with a message: {_excerpt(last, end=True)}")
 
     def _add_to_tail(self, part: bytes) -> None:
@@ -373,6 +381,29 @@ def json_or_none(text: bytes) -> Any:
         return json.loads(text.decode("utf-8", "replace"), parse_int=str)
     except (ValueError, RecursionError):
         return None
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether the reader can take `line` for a row: raw control characters it repairs, too deep ones it sets aside."""
+    try:
+        return isinstance(json.loads(line.decode("utf-8", "replace"), parse_int=str, strict=False), dict)
+    except ValueError:
+        return False
+    except RecursionError:
+        return line.endswith(b"}")
+
+
+def _breaks_off(line: bytes) -> bool:
+    """Whether `line` would be JSON if it went on: what is wrong with it is only at its end."""
+    text = line.decode("utf-8", "replace")
+    try:
+        json.loads(text, parse_int=str, strict=False)
+    except json.JSONDecodeError as error:
+        # A literal or an escape may have begun: at most `\\uD83D` or `-Infinity`.
+        return error.msg.startswith("Unterminated string") or len(text) - error.pos <= len("-Infinity")
+    except RecursionError:
+        return not text.endswith("}")
+    return False
 
 
 def _excerpt(line: bytes, *, end: bool = False) -> str:

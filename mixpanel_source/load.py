@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Protocol
 import dlt
 from dlt.common.destination import Destination
 from dlt.common.destination.configuration import ParquetFormatConfiguration
-from dlt.destinations.exceptions import DatabaseUndefinedRelation
+from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
 from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 from dlt.pipeline.exceptions import PipelineStepFailed
 from filelock import FileLock, Timeout
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 RESOURCES = ("events", "profiles")
 WITH_DAYS = ("events",)
 """The resources that dates apply to; the others are loaded as they are now."""
+
+READERS_WAIT_S = 60.0
+"""How long a load waits for a program that reads the database. Only while dlt works on it is it ours."""
 
 PACKAGE_BYTES = 256 * 1024 * 1024
 """Properties in one load package, about: DuckDB's memory grows with it, and a stop loses no more than this."""
@@ -195,6 +199,7 @@ def _load_events(
     with project.client() as client, Exports(client, project, windows, filter_, told) as exports:
         while not exports.is_done:
             told.rows = told.days = 0
+            prepare_database(result.database, wait_s=READERS_WAIT_S)
             pipeline.run(source_of(events_package(exports, PACKAGE_BYTES, partial(_holds_none_of, pipeline))))
             table.rows += told.rows
             table.days += told.days
@@ -258,14 +263,18 @@ def _own_errors(database: Path) -> Iterator[None]:
     """Turns the failure of a pipeline step into the error of ours that caused it."""
     try:
         yield
-    except PipelineStepFailed as failed:
+    except (PipelineStepFailed, DestinationConnectionError) as failed:
         cause: BaseException | None = failed
         while cause is not None:
             if isinstance(cause, (MixpanelDataError, KeyboardInterrupt)):
                 raise cause from None
             root, cause = cause, cause.__cause__ or cause.__context__
-        logger.debug("step %s failed", failed.step, exc_info=failed)
-        raise WarehouseError(
-            f"writing {database} failed in step {failed.step}: {first_line(root)}",
-            hint="what was loaded before is there and whole; run the same command again",
-        ) from None
+        logger.debug("a step failed", exc_info=failed)
+        again = "what was loaded before is there and whole; run the same command again"
+        holder = re.search(r"lock on file.*PID (\d+)", str(root), re.DOTALL)
+        if holder is not None:
+            raise WarehouseError(
+                f"another process (PID {holder[1]}) opened {database} while it was loaded", hint=again
+            ) from None
+        step = f" in step {failed.step}" if isinstance(failed, PipelineStepFailed) else ""
+        raise WarehouseError(f"writing {database} failed{step}: {first_line(root)}", hint=again) from None

@@ -67,9 +67,10 @@ def pipelines_folder(database: Path) -> Path:
     return settings.data_folder() / "pipelines" / f"{database.stem}-{key}"
 
 
-def prepare_database(path: Path) -> None:
+def prepare_database(path: Path, wait_s: float = 0.0) -> None:
     """Make the file where there is none, and see that it can be written. Raises WarehouseError."""
-    if path.stem == settings.DATASET:
+    # DuckDB calls the database what stands before the first dot, in any case.
+    if path.name.split(".")[0].casefold() == settings.DATASET:
         raise WarehouseError(
             f"the file {path.name} is named like its dataset, which makes names in it ambiguous to DuckDB",
             hint=f"choose another name, such as {path.with_stem(settings.DATASET + '_data').name}",
@@ -79,7 +80,7 @@ def prepare_database(path: Path) -> None:
     except OSError as error:
         raise WarehouseError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     config = {} if path.exists() else {"storage_compatibility_version": _STORAGE_VERSION}
-    _open(path, read_only=False, config=config).close()
+    _open(path, read_only=False, config=config, wait_s=wait_s).close()
 
 
 @contextmanager

@@ -205,7 +205,7 @@ def test_appending_at_first_and_replacing_later_give_the_same_tables(
     run_load: RunLoad, sandbox: Sandbox, sql: Sql
 ) -> None:
     sandbox.set_day(
-        "2024-03-01", [*ODD_LINES, line(at("2024-03-01"), 1), line(at("2024-03-01"), 1), b"99", b'{"\xff":1}']
+        "2024-03-01", [*ODD_LINES, b"99", b'{"\xff":1}', line(at("2024-03-01"), 1), line(at("2024-03-01"), 1)]
     )
     sandbox.set_day("2024-03-02", day_lines("2024-03-02", 20))
     tables = {
@@ -454,7 +454,7 @@ def test_windows_of_several_days_give_the_same_as_single_days(
     ("odd", "kept_aside"),
     [
         (b'{"event":"E","properties":{"time":"soon","n":99}}', 0),
-        (b'{"event":"E","properties":{"time":17', 1),
+        (b'{"event":"E" "properties":{"time":1709251200000,"after it":"are more than ten characters"}}', 1),
     ],
 )
 def test_a_window_with_a_row_of_no_known_day_is_asked_for_day_by_day(

@@ -70,8 +70,8 @@ _REWRITTEN = r"'^(-?[0-9]+([.][0-9]+([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)$|-?0$|[\
 _PLAIN_SQL = f"""
 select event_name, ms, distinct_id, insert_id, device_id, user_id, processed_ms, {_EVENT_ID} as event_id,
     coalesce(
-        strlen(time_key) = 13 and ms between $first_ms and $last_ms and ms >= 1000000000000
-        and (processed_text is null or strlen(processed_text) = 13 and processed_ms >= 1000000000000)
+        regexp_full_match(time_key, '[0-9]{13}') and ms between $first_ms and $last_ms and ms >= 1000000000000
+        and (processed_text is null or regexp_full_match(processed_text, '[0-9]{13}') and processed_ms >= 1000000000000)
         and not coalesce(regexp_matches(distinct_id, {_REWRITTEN}), false)
         and not coalesce(regexp_matches(insert_id, {_REWRITTEN}), false)
         and not coalesce(regexp_matches(device_id, {_REWRITTEN}), false)
@@ -421,8 +421,8 @@ def _careful_row(raw: bytes, line_number: int, window: Window) -> _CarefulRow:
     extra = ",".join(f"{_quoted(name)}:{value}" for name, value in pairs if name not in ("event", "properties"))
     ms = _time_ms(found.get("time"), window)
     inside = ms is not None and _EPOCH + timedelta(days=ms // MS_PER_DAY) in window
-    # A row whose time says nothing comes again with each day it is asked for, so the day is part of what it is.
-    time_key = str(ms) if ms is not None else f"{window.first}:{found.get('time', '')}"
+    # A row whose time does not say its day may come with several days that are asked for: the day is part of it.
+    time_key = str(ms) if inside else f"{window.first}:{found.get('time', '')}"
     return _CarefulRow(
         line_number=line_number,
         event_name=as_text(event) or "",

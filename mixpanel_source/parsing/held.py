@@ -42,7 +42,8 @@ class HeldTables:
         self._writer.close()
         self._file.seek(0)
         for batch in pa.ipc.open_stream(self._file):
-            yield pa.Table.from_batches([batch])
+            if batch.num_rows:  # a table may have a chunk of no rows
+                yield pa.Table.from_batches([batch])
 
     def close(self) -> None:
         self._tables.clear()

@@ -9,7 +9,7 @@ _BLANKS = re.compile(r"[ \t\n\r]*")
 # Numbers are kept as their text: only the end of a value is wanted, and int() refuses over 4300 digits.
 _decode = JSONDecoder(strict=False, parse_int=str, parse_float=str, parse_constant=str).raw_decode
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _ESCAPE_OR_CONTROL = re.compile(
     r"(?P<pair>\\u[dD][89aAbB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     r"|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})"

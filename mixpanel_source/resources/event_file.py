@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -52,4 +53,7 @@ class EventFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._writer is not None:
+            with suppress(OSError):  # a full disk: the file goes all the same
+                self._writer.close()
         self._spool.discard()
