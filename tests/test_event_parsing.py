@@ -724,3 +724,18 @@ def test_the_reader_tells_a_number_from_a_text() -> None:
     assert type(read("1.0")) is Number
     assert read('{"a":1,"a":"1"}') == Object([("a", Number("1")), ("a", "1")])
     assert json.loads('{"a":1,"a":"1"}') == {"a": "1"}
+
+
+def test_mixpanels_own_lines_go_the_quick_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a plain line went the careful way")
+
+    monkeypatch.setattr(EventParser, "_parse_carefully", refuse)
+    plain = (
+        b'{"event":"Order Placed","properties":{"time":1709251200123,"distinct_id":"u-17","$insert_id":"98e7-1.5",'
+        b'"$device_id":"12e5f","$user_id":"7","mp_processing_time_ms":1709251201000,"plan":null,"Plan":{"a":[1.50]}}}\n'
+        b'{"event":"\xc3\x9cber","properties":{"time":1709251200000}}\n'
+    )
+    parser = EventParser(Window.of(date(2024, 3, 1)))
+    assert len(parser.parse(plain).rows) == 2
+    parser.close()

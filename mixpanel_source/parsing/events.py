@@ -70,8 +70,9 @@ _REWRITTEN = r"'^(-?[0-9]+([.][0-9]+([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)$|-?0$|[\
 _PLAIN_SQL = f"""
 select event_name, ms, distinct_id, insert_id, device_id, user_id, processed_ms, {_EVENT_ID} as event_id,
     coalesce(
-        regexp_full_match(time_key, '[0-9]{13}') and ms between $first_ms and $last_ms and ms >= 1000000000000
-        and (processed_text is null or regexp_full_match(processed_text, '[0-9]{13}') and processed_ms >= 1000000000000)
+        regexp_full_match(time_key, '[0-9]{{13}}') and ms between $first_ms and $last_ms and ms >= 1000000000000
+        and (processed_text is null
+            or regexp_full_match(processed_text, '[0-9]{{13}}') and processed_ms >= 1000000000000)
         and not coalesce(regexp_matches(distinct_id, {_REWRITTEN}), false)
         and not coalesce(regexp_matches(insert_id, {_REWRITTEN}), false)
         and not coalesce(regexp_matches(device_id, {_REWRITTEN}), false)
