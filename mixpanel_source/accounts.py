@@ -7,8 +7,9 @@
     project_id = "12345"
     region = "us"
 
-An account may also have `kind`, `token` (for kind `oauth_token`), `workspace_id`, `project_timezone` and
-`legacy_local_time`. The file holds secrets: it is written with mode 0600 and refused if others may read it.
+An account may also have `kind`, `token` (for kind `oauth_token`), `workspace_id`, `project_timezone`,
+`legacy_local_time` and the keys of SETTING_KEYS. The file holds secrets: it is written with mode 0600 and refused if
+others may read it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import stat
 import tempfile
@@ -23,6 +25,7 @@ import tomllib
 import zoneinfo
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -44,6 +47,17 @@ ACCOUNT_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "project_timezone": (str,),
     "legacy_local_time": (bool,),
 }
+
+SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
+    "start_date": (date, str),
+    "lookback_days": (int,),
+    "max_rejected": (float, int),
+    "window_days": (int,),
+    "retries": (int,),
+    "timeout_s": (float, int),
+    "export_timeout_s": (float, int),
+}
+"""What an account may say of its loads; options of a load win over it."""
 
 REQUIRED_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "service_account": ("username", "secret", "project_id", "region"),
@@ -187,12 +201,12 @@ def _account(path: Path, name: str, table: object) -> Account:
     if not isinstance(table, dict):
         _wrong(path, place, f"is a table, not {_type_name(table)}")
     for key, value in table.items():
-        if key not in ACCOUNT_KEYS:
-            _wrong(path, f"{place}.{key}", "is not a known key", hint=f"known: {', '.join(ACCOUNT_KEYS)}")
-        types = ACCOUNT_KEYS[key]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            wanted = "true or false" if bool in types else "text"
-            _wrong(path, f"{place}.{key}", f"is {wanted}, not {_type_name(value)}")
+        known = ACCOUNT_KEYS | SETTING_KEYS
+        if key not in known:
+            _wrong(path, f"{place}.{key}", "is not a known key", hint=f"known: {', '.join(known)}")
+        types = known[key]
+        if not isinstance(value, types) or (isinstance(value, (bool, datetime)) and type(value) not in types):
+            _wrong(path, f"{place}.{key}", f"is {_wanted(types)}, not {_type_name(value)}")
     kind = table.get("kind", "service_account")
     if kind not in REQUIRED_KEYS:
         _wrong(path, f"{place}.kind", f"is one of {', '.join(REQUIRED_KEYS)}")
@@ -217,8 +231,28 @@ def _account(path: Path, name: str, table: object) -> Account:
     except ConfigError as error:
         problem = error.message
     else:
-        return Account(credentials, name, zone, table.get("legacy_local_time", False))
+        load_settings = {key: _setting(path, f"{place}.{key}", table[key]) for key in SETTING_KEYS if key in table}
+        return Account(credentials, name, zone, table.get("legacy_local_time", False), load_settings)
     return _wrong(path, place, f"is wrong: {problem}")
+
+
+def _wanted(types: tuple[type, ...]) -> str:
+    if date in types:
+        return "a day"
+    if bool in types:
+        return "true or false"
+    return "text" if str in types else "a number" if float in types else "a whole number"
+
+
+def _setting(path: Path, key: str, value: Any) -> Any:
+    if key.endswith(".start_date") and isinstance(value, str):
+        try:
+            return datetime.strptime(value, "%Y-%m-%d").date()
+        except ValueError:
+            _wrong(path, key, "is not a day", hint="such as 2024-01-31")
+    if isinstance(value, (int, float)) and not 0 <= value < math.inf:
+        _wrong(path, key, "is not a number that can be")
+    return value
 
 
 def _is_zone(name: str) -> bool:
@@ -229,9 +263,9 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-def _keys_of(account: Account) -> dict[str, str | bool]:
+def _keys_of(account: Account) -> dict[str, Any]:
     credentials = account.credentials
-    keys: dict[str, str | bool] = {}
+    keys: dict[str, Any] = {}
     if credentials.kind == "service_account":
         keys["username"] = credentials.username
     else:
@@ -245,7 +279,7 @@ def _keys_of(account: Account) -> dict[str, str | bool]:
         keys["project_timezone"] = account.project_timezone
     if account.legacy_local_time:
         keys["legacy_local_time"] = True
-    return keys
+    return keys | dict(account.load_settings)
 
 
 @contextlib.contextmanager

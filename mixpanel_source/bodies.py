@@ -10,14 +10,15 @@ import re
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import IO, Any, Final, Self, cast
+from types import ModuleType
+from typing import IO, Any, Final, cast
 
 from isal import igzip_lib, isal_zlib
 
+from mixpanel_source.closing import Closing
 from mixpanel_source.errors import WarehouseError
 
 fcntl: ModuleType | None
@@ -41,10 +42,11 @@ _ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":)')
 _MESSAGE_WORDS = re.compile(
     rb"\b(terminated|timed?[ -]?out|errors?|failed|failure|abort(ed)?|unavailable|exceeded)\b", re.IGNORECASE
 )
+_BEGUN = re.compile(r"[-+.\\\w]{0,9}")
 _ERROR_AT_END = re.compile(rb'\{"error"\s*:\s*"[^"]*"\s*\}$')
 
 
-class ExportBody:
+class ExportBody(Closing):
     """An export that came whole, in a file of its own until it is closed."""
 
     def __init__(
@@ -96,19 +98,11 @@ class ExportBody:
         """Removes the file. What is still reading it fails."""
         self._spool.discard()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class ProfilePages:
+class ProfilePages(Closing):
     """The raw bodies of the pages of one complete walk, in a file of its own until it is closed.
 
-    Iterating gives each page's JSON as Mixpanel sent it, decompressed; it can be done again.
+    Iterating gives each page's JSON as Mixpanel sent it, decompressed; it can be done again, and from the end.
     """
 
     def __init__(
@@ -129,24 +123,21 @@ class ProfilePages:
         return self.pages
 
     def __iter__(self) -> Iterator[bytes]:
-        start = 0
+        return self._read(range(self.pages))
+
+    def __reversed__(self) -> Iterator[bytes]:
+        return self._read(reversed(range(self.pages)))
+
+    def _read(self, pages: Iterable[int]) -> Iterator[bytes]:
         with self._spool.open() as file:
-            for end in self._ends:
-                self._spool.check_open()
-                yield self._spool.read(file, end - start)
-                start = end
+            for page in pages:
+                start = self._ends[page - 1] if page else 0
+                file.seek(start)
+                yield self._spool.read(file, self._ends[page] - start)
 
     def close(self) -> None:
         """Removes the file. What is still reading it fails."""
         self._spool.discard()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class CutError(Exception):
@@ -399,8 +390,9 @@ def _breaks_off(line: bytes) -> bool:
     try:
         json.loads(text, parse_int=str, strict=False)
     except json.JSONDecodeError as error:
-        # A literal or an escape may have begun: at most `\\uD83D` or `-Infinity`.
-        return error.msg.startswith("Unterminated string") or len(text) - error.pos <= len("-Infinity")
+        # A number, a literal or an escape may have begun: at most `\\uD83D` or `-Infinity`. Anything else, such as
+        # a comma before the end, is for the reader to judge.
+        return error.msg.startswith("Unterminated string") or _BEGUN.fullmatch(text, error.pos) is not None
     except RecursionError:
         return not text.endswith("}")
     return False

@@ -35,7 +35,7 @@ from mixpanel_source.errors import (
     RateLimitError,
     ServerError,
 )
-from mixpanel_source.profile_walk import ProfileWalk, WalkBrokenError
+from mixpanel_source.profile_walk import ProfileWalk, WalkBrokenError, read_page
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.settings import ApiFamily
 from mixpanel_source.windows import Window
@@ -126,8 +126,8 @@ class MixpanelClient:
     def close(self) -> None:
         """Ends everything, from any thread, and removes the spooled files.
 
-        At once, but for a connection that is still being made, and for what waits in a `session` that was given: these
-        end with their time-outs.
+        At once, but for a name that is being looked up, and for what waits in a `session` that was given: these end
+        with their time-outs.
         """
         with self._lock:
             self._closing.set()
@@ -168,7 +168,7 @@ class MixpanelClient:
         if events is not None:
             if isinstance(events, str) or not events:
                 raise ConfigError("events is a list of one event name or more; leave it out for all events")
-            params["event"] = _compact(list(events))
+            params["event"] = compact(list(events))
         if where is not None:
             params["where"] = where
         if limit is not None:
@@ -211,10 +211,10 @@ class MixpanelClient:
         if where is not None:
             form["where"] = where
         if output_properties is not None:
-            form["output_properties"] = _compact(list(output_properties))
+            form["output_properties"] = compact(list(output_properties))
         if filter_by_cohort is not None:
             cohort = filter_by_cohort if isinstance(filter_by_cohort, Mapping) else {"id": int(filter_by_cohort)}
-            form["filter_by_cohort"] = _compact(dict(cohort))
+            form["filter_by_cohort"] = compact(dict(cohort))
         if include_all_users is not None:
             form["include_all_users"] = "true" if include_all_users else "false"
         if data_group_id is not None:
@@ -222,7 +222,7 @@ class MixpanelClient:
         if distinct_id is not None:
             form["distinct_id"] = distinct_id
         if distinct_ids is not None:
-            form["distinct_ids"] = _compact(list(distinct_ids))
+            form["distinct_ids"] = compact(list(distinct_ids))
         if page_size is not None:
             form["page_size"] = str(page_size)
 
@@ -275,7 +275,7 @@ class MixpanelClient:
         call = self._json_call(family, method, path, params, data, json_body, send_project)
 
         def parse(response: requests.Response) -> Any:
-            answer = _parse_json(call, self._whole_body(response, call))
+            answer = _read_json(call, self._whole_body(response, call), _parse_json)
             self._refuse_error_inside(call, answer)
             return answer
 
@@ -448,7 +448,17 @@ class MixpanelClient:
                 f"check username, secret, project and region (now {region!r}), and the account's rights to the project"
             )
             return _FailedError(AuthenticationError(message, hint=hint))
-        return _FailedError(QueryError(message, status=status))
+        return _FailedError(QueryError(message, hint=self._query_hint(call, status, text), status=status))
+
+    def _query_hint(self, call: _Call, status: int, text: str) -> str | None:
+        if status == 404:
+            region = self.credentials.region
+            return f"look at the region (now {region!r}), the project id and MP_BASE_URL; or it does not exist any more"
+        if status != 400:
+            return None
+        words = set(re.findall(r"\w+", text))
+        named = [name for name in {**call.params, **(call.data or {})} if name in words]
+        return "Mixpanel refuses the question: look at " + (", ".join(named) or "its dates, names and expressions")
 
     def _refuse_error_inside(self, call: _Call, answer: Any) -> None:
         """An error with status 200: insights, flags and old endpoints answer so."""
@@ -530,7 +540,7 @@ class MixpanelClient:
     def _profile_page(self, response: requests.Response, call: _Call) -> tuple[bytes, dict[str, Any]]:
         """The body as it was sent, decompressed, and what it says."""
         body = self._whole_body(response, call)
-        answer = _parse_json(call, body, parse_int=str, errors="surrogateescape")
+        answer = _read_json(call, body, read_page)
         self._refuse_error_inside(call, answer)
         if not isinstance(answer, dict) or not isinstance(answer.get("results"), list):
             raise _FailedError(ServerError(f"{call} answered without results", hint="try again later"), retry=True)
@@ -637,11 +647,13 @@ def _content_encoding(response: requests.Response) -> str:
     raise _FailedError(ServerError(f"the answer came in the encoding {encoding[:40]!r}, which was not asked for"))
 
 
-def _parse_json(
-    call: _Call, body: bytes, *, parse_int: Callable[[str], Any] | None = None, errors: str = "replace"
-) -> Any:
+def _parse_json(body: bytes) -> Any:
+    return json.loads(body.decode("utf-8", "replace"), parse_int=_int_or_text)
+
+
+def _read_json(call: _Call, body: bytes, read: Callable[[bytes], Any]) -> Any:
     try:
-        return json.loads(body.decode("utf-8", errors), parse_int=parse_int or _int_or_text)
+        return read(body)
     except (ValueError, RecursionError):
         start = body[:200].lstrip()
     text = "an HTML page" if start.startswith(b"<") else "what is not JSON, or not all of it"
@@ -653,5 +665,6 @@ def _int_or_text(digits: str) -> int | str:
     return int(digits) if len(digits) <= 4300 else digits
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+def compact(value: Any, *, ascii_only: bool = True) -> str:
+    """`value` as JSON without blanks: as requests hold it, or with other letters than ASCII's left as they are."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=ascii_only)

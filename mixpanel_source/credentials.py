@@ -7,9 +7,9 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from mixpanel_source import settings
 from mixpanel_source.errors import AccountNotFoundError, AuthenticationError, ConfigError
@@ -125,6 +125,8 @@ class Account:
     legacy_local_time: bool = False
     """True for a project created before 2023-01-01: its export days and times are wall clock in its zone
     (Mixpanel docs: Export methods)."""
+    load_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Fields of Project that the account sets, `start_date` as a date: see `accounts.SETTING_KEYS`."""
 
 
 def resolve_credentials(
@@ -133,7 +135,7 @@ def resolve_credentials(
     config_path: Path | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Account:
-    """The account to use: the environment's, else the one named, else the config file's default.
+    """The account to use: the environment's, else the one named, else the config file's default, or its only one.
 
     `notify` is told when the environment wins over a named account. Raises `ConfigError` (a part of the environment
     is missing, or the config file is wrong), `AccountNotFoundError`, and `AuthenticationError` if there is nothing.
@@ -156,6 +158,8 @@ def resolve_credentials(
         return config.accounts[account]
     if config.default is not None:
         return config.accounts[config.default]
+    if len(config.accounts) == 1:
+        return next(iter(config.accounts.values()))
     if config.accounts:
         raise AuthenticationError(
             f"{path} has accounts but no default one",

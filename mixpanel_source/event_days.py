@@ -9,7 +9,7 @@ from typing import Any
 from mixpanel_source.windows import LoadedDay
 
 LOADED_DAYS_SQL = """
-SELECT event_days.day, event_days.filter, event_days.exported_at, event_days.complete
+SELECT event_days.day, event_days.filter, event_days.exported_at, event_days.complete, event_days.rows
 FROM event_days JOIN _dlt_loads ON _dlt_loads.load_id = event_days._dlt_load_id
 WHERE _dlt_loads.status = 0
 """
@@ -22,9 +22,9 @@ def loaded_days(rows: Iterable[Sequence[Any]], labels: Sequence[str | None]) -> 
     A whole day holds every event. Of a day loaded in parts, the least complete and first exported part counts.
     """
     best: dict[date, dict[str | None, LoadedDay]] = {}
-    for day, label, exported_at, complete in rows:
+    for day, label, exported_at, complete, count in rows:
         known = best.setdefault(day, {})
-        loaded = LoadedDay(day, exported_at, complete)
+        loaded = LoadedDay(day, exported_at, complete, count)
         if label not in known or _rank(loaded) > _rank(known[label]):
             known[label] = loaded
     days: list[LoadedDay] = []

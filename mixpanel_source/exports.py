@@ -5,33 +5,38 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Protocol, Self
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime
+from typing import Any, Protocol
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mixpanel_source import settings
 from mixpanel_source.bodies import ExportBody
-from mixpanel_source.client import MixpanelClient
+from mixpanel_source.client import MixpanelClient, compact
+from mixpanel_source.closing import Closing
 from mixpanel_source.errors import IncompleteExportError, MixpanelDataError
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.parsing.duplicates import Duplicates, Resolution
 from mixpanel_source.parsing.held import HeldTables
 from mixpanel_source.project import Project, spool_folder
-from mixpanel_source.windows import Window
+from mixpanel_source.rate_limit import SHORT_WAIT_S
+from mixpanel_source.windows import LoadedDay, Window
 
 logger = logging.getLogger(__name__)
 
 _QUARTER_HOUR_MS = 15 * 60 * 1000
+_REJECTED_IN_MEMORY_BYTES = 8 * 1024 * 1024
+_LOOK_EVERY_S = 0.5
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class EventFilter:
             asked: dict[str, Any] = {"where": self.where}
             if self.events:
                 asked["events"] = list(self.events)
-            return [_compact(asked)]
-        return [_compact({"event": event}) for event in self.events] or [None]
+            return [compact(asked, ascii_only=False)]
+        return [compact({"event": event}, ascii_only=False) for event in self.events] or [None]
 
 
 class Progress(Protocol):
@@ -67,13 +72,17 @@ class Progress(Protocol):
 
 
 @dataclass
-class WindowRows:
-    """One window's export, read, proven whole and rid of duplicates. Close it when its tables are written."""
+class WindowRows(Closing):
+    """One window's export, read, proven whole and rid of duplicates. Close it when its tables are written.
+
+    `rejected` has tables of parsing.REJECTED_SCHEMA; `unreadable` counts the lines among them that are no rows.
+    """
 
     window: Window
     held: HeldTables
     resolution: Resolution
-    rejected: list[parsing.RejectedLine]
+    rejected: HeldTables
+    unreadable: int
     lags: Counter[int]
     exported_at: datetime
     requests: int = 0
@@ -86,16 +95,21 @@ class WindowRows:
             yield self.resolution.apply(table, first_row)
             first_row += len(table)
 
+    def close(self) -> None:
+        self.held.close()
+        self.rejected.close()
+
 
 class StrayTimesError(Exception):
     """A window of several days holds rows whose `time` does not say which of the days they belong to."""
 
 
-class Exports:
+class Exports(Closing):
     """The rows of each window. The next export is fetched while one is read and written.
 
-    Fetched, not read: two threads reading at once cost more CPU than they save time. A context manager: closing ends
-    what is under way. An error of a window ends it: every later call raises the same error.
+    Fetched, not read: two threads reading at once cost more CPU than they save time. `loaded` are the days that the
+    destination holds. Closing ends what is under way. An error ends it, and every later call
+    raises the same one; with `skip_incomplete` a window that never comes whole is left out, and the others still come.
     """
 
     def __init__(
@@ -105,28 +119,35 @@ class Exports:
         windows: Sequence[Window],
         filter_: EventFilter = EventFilter(),
         progress: Progress | None = None,
+        loaded: Sequence[LoadedDay] = (),
+        skip_incomplete: bool = False,
     ) -> None:
         self.project = project
         self.filter = filter_
         self.progress = progress
-        self.lags: Counter[int] = Counter()
+        self._lags: Counter[int] = Counter()
         """Rows by the quarters of an hour from when they happened to when Mixpanel processed them."""
+        self._shrunk: list[str] = []
+        self._skip_incomplete = skip_incomplete
+        self._incomplete: list[tuple[Window, IncompleteExportError]] = []
+        # Of parts of days nothing is known where a whole day holds them.
+        self._rows_before = {day.day: day.rows for day in loaded} if filter_ == EventFilter() else {}
         self._client = client
-        self._todo = deque((window, 0) for window in windows)
-        """Windows with the requests already spent on them."""
+        self._todo = deque(_Asked(window) for window in windows)
         self._ahead: Future[_Fetched] | None = None
         self._error: MixpanelDataError | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mixpanel-export")
+        self._connection = parsing.new_connection()
 
     @property
     def is_done(self) -> bool:
         return not (self._todo or self._ahead or self._error)
 
-    def next(self) -> WindowRows:
-        """The next rows, for the caller to close, while not `is_done`.
+    def next(self) -> WindowRows | None:
+        """The next rows, for the caller to close; None after the last.
 
         A window of several days with a row that does not say its day by itself is asked for again day by day. Raises
-        IncompleteExportError where too many lines are unreadable, and what `MixpanelClient.export` raises.
+        what `MixpanelClient.export` raises.
         """
         if self._error is not None:
             raise self._error
@@ -136,98 +157,177 @@ class Exports:
             self._error = error
             raise
 
-    def _next(self) -> WindowRows:
+    def is_held_up(self, for_s: float) -> bool:
+        """Whether the next export will not be here within `for_s`, or not before a long wait for the request limit."""
+        until = time.monotonic() + for_s
+        while self._ahead is not None and not self._ahead.done():
+            left = until - time.monotonic()
+            if left <= 0 or self._client.ledger.spent("export").next_free_s > SHORT_WAIT_S:
+                return True
+            wait([self._ahead], timeout=min(left, _LOOK_EVERY_S))
+        return False
+
+    def raise_incomplete(self) -> None:
+        """Raises IncompleteExportError where a window never came whole."""
+        if not self._incomplete:
+            return
+        _, error = self._incomplete[0]
+        days = [day for window, _ in self._incomplete for day in window.days]
+        named = ", ".join(map(str, days[:_NAMED])) + (" ..." if len(days) > _NAMED else "")
+        are = f"{len(days)} days are" if len(days) > 1 else "1 day is"
+        raise IncompleteExportError(f"{are} not loaded ({named}): {error.message}", hint=error.hint)
+
+    def _next(self) -> WindowRows | None:
         while True:
             self._fetch_ahead()
-            assert self._ahead is not None
-            fetched, self._ahead = self._ahead.result(), None
-            with fetched.body as body:
-                self._fetch_ahead()
-                try:
-                    rows = read_export(body, fetched.window, self.project, fetched.exported_at)
-                except StrayTimesError:
-                    logger.info("%s holds rows without a usable time: asking for it day by day", fetched.window)
-                    first, *others = fetched.window.split()
-                    self._todo.extendleft((day, 0) for day in reversed(others))
-                    self._todo.appendleft((first, fetched.requests))
-                    continue
-            rows.requests = fetched.requests
-            rows.attempts = body.attempts
-            self.lags.update(rows.lags)
-            return rows
+            if self._ahead is None:
+                return None
+            ahead, self._ahead = self._ahead, None
+            fetched = ahead.result()
+            try:
+                if isinstance(fetched.body, IncompleteExportError):
+                    raise fetched.body
+                with fetched.body as body:
+                    self._fetch_ahead()
+                    rows = self._read(fetched, body)
+            except IncompleteExportError as error:
+                self._incomplete.append((fetched.asked.window, error))
+                if not self._skip_incomplete:
+                    self.raise_incomplete()
+                continue
+            if rows is not None:
+                return rows
+
+    def _read(self, fetched: _Fetched, body: ExportBody) -> WindowRows | None:
+        """None where the window is asked for once more, or in parts."""
+        asked = fetched.asked
+        try:
+            rows = read_export(
+                body, asked.window, self.project, fetched.exported_at, self.filter.events, self._connection
+            )
+        except StrayTimesError:
+            logger.info("%s holds rows without a usable time: asking for it day by day", asked.window)
+            first, *others = asked.window.split()
+            self._todo.extendleft(_Asked(day) for day in reversed(others))
+            self._todo.appendleft(_Asked(first, fetched.requests))
+            return None
+        if not body.decompressed_bytes and not asked.again and any(map(self._rows_before.get, asked.window.days)):
+            # Nothing in a body tells an empty day from one that Mixpanel could not read; a second one is believed.
+            logger.warning("the export of %s is empty, and was not before: asking again", asked.window)
+            rows.close()
+            self._todo.appendleft(replace(asked, requests=fetched.requests, again=True))
+            return None
+        rows.requests = fetched.requests
+        rows.attempts = body.attempts
+        self._lags.update(rows.lags)
+        return rows
 
     def _fetch_ahead(self) -> None:
         if self._ahead is None and self._todo:
-            self._ahead = self._pool.submit(self._fetch, *self._todo.popleft())
+            self._ahead = self._pool.submit(self._fetch, self._todo.popleft())
 
-    def _fetch(self, window: Window, requests: int) -> _Fetched:
+    def _fetch(self, asked: _Asked) -> _Fetched:
         received = self.progress.received if self.progress else None
         exported_at = datetime.now(UTC)
-        body = self._client.export(
-            window, events=self.filter.events or None, where=self.filter.where, on_bytes=received
-        )
-        return _Fetched(window, requests + body.attempts, exported_at, body)
+        try:
+            body = self._client.export(
+                asked.window, events=self.filter.events or None, where=self.filter.where, on_bytes=received
+            )
+        except IncompleteExportError as error:
+            return _Fetched(asked, 0, exported_at, error)
+        return _Fetched(asked, asked.requests + body.attempts, exported_at, body)
+
+    def loaded(self, window: Window, rows: Mapping[date, int], size: int) -> None:
+        """The rows that each day of `window` has now, and the bytes of their properties."""
+        for day in window.days:
+            before = self._rows_before.get(day, 0)
+            if rows.get(day, 0) < before / 2:
+                self._shrunk.append(f"{day} has {rows.get(day, 0):,} events now, and had {before:,}")
+        if self.progress:
+            self.progress.loaded(window, sum(rows.values()), size)
+
+    def warnings(self) -> list[str]:
+        """What to tell the user of the rows so far."""
+        return [*self._shrunk, *_other_kind(self._lags, self.project)]
 
     def close(self) -> None:
+        self._connection.close()
         self._client.close()  # so that what is under way ends soon
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._ahead is not None and not self._ahead.cancelled() and self._ahead.exception() is None:
-            self._ahead.result().body.close()
+            body = self._ahead.result().body
+            if isinstance(body, ExportBody):
+                body.close()
         self._ahead, self._todo = None, deque()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+@dataclass(frozen=True)
+class _Asked:
+    window: Window
+    requests: int = 0
+    """Spent on it before."""
+    again: bool = False
+    """Whether the answer was doubted once."""
 
 
 @dataclass(frozen=True)
 class _Fetched:
-    window: Window
+    asked: _Asked
     requests: int
     exported_at: datetime
-    body: ExportBody
+    body: ExportBody | IncompleteExportError
 
 
-def read_export(body: ExportBody, window: Window, project: Project, exported_at: datetime) -> WindowRows:
-    """The rows of a body known to be whole. Raises StrayTimesError for several days that have to be split."""
-    parser = parsing.EventParser(window, project.local_zone)
+def read_export(
+    body: ExportBody,
+    window: Window,
+    project: Project,
+    exported_at: datetime,
+    events: Sequence[str] = (),
+    connection: duckdb.DuckDBPyConnection | None = None,
+) -> WindowRows:
+    """The rows of a body known to be whole, of `events` alone where some are named.
+
+    `connection` is as for EventParser. Raises StrayTimesError for several days that have to be split.
+    """
+    parser = parsing.EventParser(window, project.local_zone, connection)
     held = HeldTables(spool_folder())
+    rejected = HeldTables(spool_folder(), _REJECTED_IN_MEMORY_BYTES)
     duplicates = Duplicates()
-    rejected: list[parsing.RejectedLine] = []
+    first: parsing.RejectedLine | None = None
+    unreadable = 0
     lags: Counter[int] = Counter()
     lines = 0
     try:
         for block in body.blocks():
             parsed = parser.parse(block)
+            table = parsed.rows
+            if events:  # whatever else came is not in what is replaced, and would be there twice after the next load
+                table = table.filter(pc.is_in(table.column("event_name"), pa.array(events)))
             if len(window) > 1 and (parsed.strays or parsed.rejected):  # a line kept aside is replaced with its day
                 raise StrayTimesError
             lines += parsed.lines
-            rejected += parsed.rejected
-            duplicates.see(parsed.rows)
-            lags.update(_lags(parsed.rows))
-            held.add(parsed.rows)
-        unreadable = [line for line in rejected if not line.loaded]
-        if len(unreadable) > max(settings.MAX_REJECTED_FREE, project.max_rejected * lines):
-            first = unreadable[0]
+            if parsed.rejected:
+                rejected.add(parsing.rejected_table(parsed.rejected))
+                without_row = [line for line in parsed.rejected if not line.loaded]
+                first = first or next(iter(without_row), None)
+                unreadable += len(without_row)
+            duplicates.see(table)
+            lags.update(_lags(table))
+            held.add(table)
+        if first and unreadable > max(settings.MAX_REJECTED_FREE, project.max_rejected * lines):
             raise IncompleteExportError(
-                f"{len(unreadable)} of {lines} lines of the export of {window} are unreadable; "
+                f"{unreadable} of {lines} lines of the export of {window} are unreadable; "
                 f"the first is line {first.line_number}: {first.reason}",
                 hint="nothing of it was loaded; try again later, or raise max_rejected to keep such lines aside",
             )
-        return WindowRows(window, held, duplicates.resolve(), rejected, lags, exported_at)
+        return WindowRows(window, held, duplicates.resolve(), rejected, unreadable, lags, exported_at)
     except BaseException:
         held.close()
+        rejected.close()
         raise
     finally:
         parser.close()
-
-
-def _compact(value: dict[str, Any]) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _lags(table: pa.Table) -> dict[int, int]:
@@ -238,23 +338,23 @@ def _lags(table: pa.Table) -> dict[int, int]:
     return dict(zip(quarters.tolist(), counts.tolist(), strict=True))
 
 
-def warn_of_other_kind(lags: Counter[int], project: Project, notify: Callable[[str], None]) -> None:
-    """Say so where most rows look processed hours before or after they happened: the sign of a wrong setting.
+def _other_kind(lags: Counter[int], project: Project) -> list[str]:
+    """A warning where most rows look processed hours before or after they happened: the sign of a wrong setting.
 
     Mixpanel processes most rows within minutes, and `mp_processing_time_ms` is true UTC in both kinds of project.
     """
     rows = lags.total()
     if rows < 100:
-        return
+        return []
     quarters, count = lags.most_common(1)[0]
     if quarters == 0 or abs(quarters) > 14 * 4 or count < 0.5 * rows:
-        return
+        return []
     hours = f"{abs(quarters) / 4:g} hours {'after' if quarters > 0 else 'before'}"
     if project.legacy_local_time:
         advice = "made on or after 2023-01-01, set legacy_local_time = false"
     else:
         advice = "made before 2023-01-01, set legacy_local_time = true and project_timezone"
-    notify(
+    return [
         f"most events seem to have been processed {hours} they happened: the project looks like the other kind. "
         f"If it was {advice}, and load again with refresh"
-    )
+    ]

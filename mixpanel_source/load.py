@@ -6,14 +6,17 @@ import logging
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, Protocol, Self
 
 import dlt
 from dlt.common.destination import Destination
@@ -25,12 +28,22 @@ from filelock import FileLock, Timeout
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
-from mixpanel_source.exports import EventFilter, Exports, warn_of_other_kind
+from mixpanel_source.exports import EventFilter, Exports
+from mixpanel_source.load_record import recorded
 from mixpanel_source.project import Project, parse_day
-from mixpanel_source.resources.events import days_scope, events_package
+from mixpanel_source.resources.events import PackageLimits, days_scope, events_package
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.source import loaded_days_of, source_of
-from mixpanel_source.warehouse import first_line, pipelines_folder, prepare_database
+from mixpanel_source.warehouse import (
+    check_database,
+    connected,
+    data_folder_error,
+    first_line,
+    hint_of,
+    lock_path,
+    pipelines_folder,
+    prepare_database,
+)
 from mixpanel_source.windows import ONE_DAY, DateRange, Window
 
 logger = logging.getLogger(__name__)
@@ -39,16 +52,26 @@ RESOURCES = ("events", "profiles")
 WITH_DAYS = ("events",)
 """The resources that dates apply to; the others are loaded as they are now."""
 
-READERS_WAIT_S = 60.0
-"""How long a load waits for a program that reads the database. Only while dlt works on it is it ours."""
+READERS_WAIT_S = 600.0
+"""How long a package that is ready to be written waits for a program that reads the database."""
 
-PACKAGE_BYTES = 256 * 1024 * 1024
-"""Properties in one load package, about: DuckDB's memory grows with it, and a stop loses no more than this."""
+PACKAGES_KEPT = 20
+"""Records of written load packages that dlt's commands can tell of. Their data are gone."""
+
+_SETTINGS = {
+    # Else the copy of the last days stays in the database file, which is twice as large then.
+    "LOAD__TRUNCATE_STAGING_DATASET": "true",
+    # Else every row ever loaded stays in the pipeline's folder, too.
+    "LOAD__DELETE_COMPLETED_JOBS": "true",
+    # dlt's handler swallows a Ctrl-C that comes in a package's last step; ours is `_finishing`.
+    "RUNTIME__INTERCEPT_SIGNALS": "false",
+    "RUNTIME__DLTHUB_TELEMETRY": "false",
+}
 
 DUCKDB_CONFIG = {
     # On a laptop's two cores a second thread costs more CPU than it saves time, and the other one converts.
     "threads": 1,
-    "memory_limit": "300MB",
+    "memory_limit": "200MB",
 }
 DUCKDB_PRAGMAS = ["force_compression='zstd'"]
 
@@ -60,6 +83,9 @@ class LoadProgress(Protocol):
     def received(self, compressed_bytes: int) -> None: ...
     def loaded(self, window: Window, rows: int, size: int) -> None: ...
     def profiles(self, read: int, total: int | None) -> None: ...
+    def writing(self) -> None: ...
+    def waiting(self, seconds: float, why: str) -> None: ...
+    def interrupted(self) -> None: ...
 
 
 class NoProgress:
@@ -67,6 +93,9 @@ class NoProgress:
     def received(self, compressed_bytes: int) -> None: ...
     def loaded(self, window: Window, rows: int, size: int) -> None: ...
     def profiles(self, read: int, total: int | None) -> None: ...
+    def writing(self) -> None: ...
+    def waiting(self, seconds: float, why: str) -> None: ...
+    def interrupted(self) -> None: ...
 
 
 @dataclass
@@ -112,12 +141,13 @@ def load(
         raise ConfigError(f"there is no resource {unknown[0]!r}", hint=f"there are: {', '.join(RESOURCES)}")
     result = LoadResult(database)
     told = progress or NoProgress()
-    with _locked(database):
+    check_database(database)
+    with _locked(database), recorded(database, lambda: result.error):
         prepare_database(database)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
-            "profiles": lambda table: _load_profiles(pipeline, project, told, table),
+            "profiles": lambda table: _load_profiles(pipeline, project, told, table, database),
         }
         for name in RESOURCES:
             if name not in resources:
@@ -154,8 +184,10 @@ def start_over(database: Path) -> None:
 
 def duckdb_destination(database: Path) -> Destination[Any, Any]:
     """dlt's DuckDB destination with the settings measured best for events: see DUCKDB_CONFIG."""
+    credentials = DuckDbCredentials(global_config=dict(DUCKDB_CONFIG), pragmas=list(DUCKDB_PRAGMAS))
+    credentials.database = str(database.absolute())  # as an argument it would be read as a URL, where it looks like one
     return dlt.destinations.duckdb(
-        DuckDbCredentials(str(database), global_config=dict(DUCKDB_CONFIG), pragmas=list(DUCKDB_PRAGMAS)),
+        credentials,
         # The files live for seconds: compressing them costs more than writing them.
         parquet_format=ParquetFormatConfiguration(compression="none"),
     )
@@ -163,9 +195,9 @@ def duckdb_destination(database: Path) -> Destination[Any, Any]:
 
 def open_pipeline(database: Path) -> dlt.Pipeline:
     """The pipeline that fills `database`, in step with it and with nothing left over from a stopped run."""
-    os.environ.setdefault("RUNTIME__DLTHUB_TELEMETRY", "false")
-    # Else the copy of the last days stays in the file, which is twice as large then.
-    os.environ.setdefault("LOAD__TRUNCATE_STAGING_DATASET", "true")
+    for name, value in _SETTINGS.items():
+        # With the pipeline's name in front: other pipelines of this process have settings of their own.
+        os.environ.setdefault(f"{settings.PIPELINE.upper()}__{name}", value)
     pipeline = dlt.pipeline(
         settings.PIPELINE,
         destination=duckdb_destination(database),
@@ -193,17 +225,72 @@ def _load_events(
     result: LoadResult,
 ) -> None:
     """Load the days asked for in packages of some windows each; what is loaded stays if a later one fails."""
-    windows = project.windows(asked, loaded_days_of(pipeline, filter_))
+    loaded = loaded_days_of(pipeline, filter_)
+    windows = project.windows(asked, loaded)
     told = _Counted(progress)
     progress.planned(windows)
-    with project.client() as client, Exports(client, project, windows, filter_, told) as exports:
-        while not exports.is_done:
-            told.rows = told.days = 0
-            prepare_database(result.database, wait_s=READERS_WAIT_S)
-            pipeline.run(source_of(events_package(exports, PACKAGE_BYTES, partial(_holds_none_of, pipeline))))
-            table.rows += told.rows
-            table.days += told.days
-    warn_of_other_kind(exports.lags, project, result.warnings.append)
+    with (
+        project.client() as client,
+        Exports(client, project, windows, filter_, told, loaded, skip_incomplete=True) as exports,
+    ):
+        try:
+            while not exports.is_done:
+                told.rows = told.days = 0
+                with _Writing(result.database, progress) as writing:
+                    package = events_package(exports, PackageLimits(), writing.begin, partial(_holds_none_of, pipeline))
+                    pipeline.run(source_of(package))
+                table.rows += told.rows
+                table.days += told.days
+                _forget_old_packages(pipeline)
+        finally:
+            result.warnings += exports.warnings()
+        exports.raise_incomplete()
+
+
+class _Writing:
+    """From when a load package is ready until it is written: readers wait, and Ctrl-C lets it be finished."""
+
+    def __init__(self, database: Path, progress: LoadProgress) -> None:
+        self._database = database
+        self._progress = progress
+        self._held = ExitStack()
+
+    def begin(self) -> None:
+        """Raises WarehouseError where a program reads the database and goes on for READERS_WAIT_S."""
+        self._progress.writing()
+        # Only as long as a connection is open does DuckDB keep others out; dlt opens and closes its own ones.
+        self._held.enter_context(connected(self._database, wait_s=READERS_WAIT_S, on_wait=self._progress.waiting))
+        self._held.enter_context(_finishing(self._progress.interrupted))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
+
+
+@contextmanager
+def _finishing(on_interrupt: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C raises KeyboardInterrupt only at the end of the block, the second one at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        signal.signal(signal.SIGINT, before)
+        on_interrupt()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 class _Counted:
@@ -232,11 +319,23 @@ def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
     return not rows
 
 
-def _load_profiles(pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, table: TableLoad) -> None:
-    pipeline.run(source_of(profiles_resource(lambda: project, on_page=progress.profiles)))
+def _load_profiles(
+    pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, table: TableLoad, database: Path
+) -> None:
+    with _Writing(database, progress) as writing:
+        pipeline.run(
+            source_of(profiles_resource(lambda: project, on_page=progress.profiles, about_to_write=writing.begin))
+        )
     trace = pipeline.last_trace
     counts = trace.last_normalize_info.row_counts if trace and trace.last_normalize_info else {}
     table.rows = counts.get("profiles", 0)
+    _forget_old_packages(pipeline)
+
+
+def _forget_old_packages(pipeline: dlt.Pipeline) -> None:
+    """dlt keeps a folder for each package it wrote, for ever."""
+    for load_id in sorted(pipeline.list_completed_load_packages())[:-PACKAGES_KEPT]:
+        shutil.rmtree(pipeline.get_load_package_info(load_id).package_path, ignore_errors=True)
 
 
 @contextmanager
@@ -244,14 +343,16 @@ def _locked(database: Path) -> Iterator[None]:
     """Holds the database against other loads. Raises WarehouseError where another one has it."""
     try:
         database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(database.with_name(database.name + ".lock"))
+        lock = FileLock(lock_path(database))
         lock.acquire(timeout=0)
     except Timeout:
         raise WarehouseError(
             f"another load works on {database}", hint="wait for it to end; what it loads need not be loaded again"
         ) from None
     except OSError as error:
-        raise WarehouseError(f"cannot write beside {database}: {error.strerror}") from error
+        raise WarehouseError(
+            f"cannot write beside {database}: {error.strerror}", hint=hint_of(error.strerror)
+        ) from error
     try:
         yield
     finally:
@@ -277,4 +378,7 @@ def _own_errors(database: Path) -> Iterator[None]:
                 f"another process (PID {holder[1]}) opened {database} while it was loaded", hint=again
             ) from None
         step = f" in step {failed.step}" if isinstance(failed, PipelineStepFailed) else ""
-        raise WarehouseError(f"writing {database} failed{step}: {first_line(root)}", hint=again) from None
+        if isinstance(root, OSError) and root.strerror:
+            raise data_folder_error(root) from None
+        problem = first_line(root)
+        raise WarehouseError(f"writing {database} failed{step}: {problem}", hint=hint_of(problem) or again) from None

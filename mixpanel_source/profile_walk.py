@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import Any
 
 from mixpanel_source.bodies import ProfilePages, Spool
 from mixpanel_source.errors import IncompleteExportError, MixpanelDataError, QueryError, ServerError
+from mixpanel_source.raw_json import as_text, elements, first_values, members
 
 
 class WalkBrokenError(Exception):
@@ -57,7 +59,7 @@ class ProfileWalk:
             results: list[Any] = answer["results"]
             if len(ends) == 1:
                 total = _count(answer.get("total"))
-            named = [hash(str(row["$distinct_id"])) for row in results if _has_id(row)]
+            named = [hash(id_) for id_ in map(_id, results) if id_ is not None]
             nameless += len(results) - len(named)
             if named and named == previous:
                 raise _broken("the same page came twice")
@@ -91,8 +93,29 @@ class ProfileWalk:
         raise WalkBrokenError(failure)
 
 
-def _has_id(row: Any) -> bool:
-    return isinstance(row, dict) and row.get("$distinct_id") is not None
+def read_page(body: bytes) -> Any:
+    """What an engage response says; no more than a walk needs of one that is no JSON to Python, but is to DuckDB.
+
+    Raises ValueError where it is neither.
+    """
+    text = body.decode(errors="surrogateescape")
+    try:
+        # A raw control character is repaired when the page is read into rows.
+        return json.loads(text, parse_int=str, strict=False)
+    except (ValueError, RecursionError):
+        pass
+    answer = first_values(members(text))
+    if "results" not in answer:
+        return answer
+    rows = [first_values(members(row)) if row.startswith("{") else {} for row in elements(answer.pop("results"))]
+    texts: dict[str, Any] = {name: as_text(value) for name, value in answer.items()}
+    return {**texts, "results": [{"$distinct_id": as_text(row.get("$distinct_id"))} for row in rows]}
+
+
+def _id(row: Any) -> str | None:
+    """The text of a profile's id; None for a list or an object, too, which no two profiles are taken to share."""
+    id_ = row.get("$distinct_id") if isinstance(row, dict) else None
+    return str(id_) if isinstance(id_, str | float) else None
 
 
 def _count(value: Any) -> int | None:

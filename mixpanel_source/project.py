@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -13,7 +14,12 @@ from mixpanel_source import settings
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import DateRange, LoadedDay, Window, days_to_load, windows_over
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_MOST_DAYS = 36_500
+"""A hundred years: more is a slip of the keyboard, and beyond what a date can hold."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +54,8 @@ class Project:
             ("lookback_days", self.lookback_days, 0),
             ("window_days", self.window_days, 1),
         ):
-            if value < least:
-                raise ConfigError(f"{name} is at least {least}, not {value}")
+            if not least <= value <= _MOST_DAYS:
+                raise ConfigError(f"{name} is a number from {least} to {_MOST_DAYS}, not {value}")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"max_rejected is a share between 0 and 1, not {self.max_rejected:g}")
 
@@ -65,13 +71,20 @@ class Project:
 
     def client(self) -> MixpanelClient:
         """A client that shares the machine's request ledger and spool folder. Opens nothing yet."""
+        return self._client(spool_folder())
+
+    def ledger(self) -> RequestLedger:
+        """The machine's request ledger for the project. Makes no file and no folder."""
+        return self._client(None).ledger
+
+    def _client(self, spool_folder: Path | None) -> MixpanelClient:
         return MixpanelClient(
             self.credentials,
             base_url=self.base_url or os.environ.get("MP_BASE_URL") or None,
             retries=self.retries,
             timeout_s=self.timeout_s,
             export_timeout_s=self.export_timeout_s,
-            spool_folder=spool_folder(),
+            spool_folder=spool_folder,
             wait=self.wait,
             on_wait=self.on_wait,
         )
@@ -94,7 +107,7 @@ def project_of(account: Account, **options: object) -> Project:
     """The project of `account`; `options` are fields of Project, None meaning not given."""
     given = {name: value for name, value in options.items() if value is not None}
     defaults = {"project_timezone": account.project_timezone, "legacy_local_time": account.legacy_local_time}
-    return Project(account.credentials, **{**defaults, **given})  # type: ignore[arg-type]
+    return Project(account.credentials, **{**defaults, **account.load_settings, **given})
 
 
 def spool_folder() -> Path:
@@ -118,7 +131,7 @@ def parse_day(name: str, value: str | date | None) -> date | None:
     if isinstance(value, date):
         return value
     try:
-        if len(value) != len("2024-01-31"):
+        if not _DAY.fullmatch(value):  # ISO 8601 has more ways, such as 2024-W05-3
             raise ValueError
         return date.fromisoformat(value)
     except ValueError:

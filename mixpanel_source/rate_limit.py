@@ -180,8 +180,13 @@ class RequestLedger:
                 return _Record(list(kept.hits), kept.hold)
         if not self.path.exists():
             return _Record()
-        with _database_errors(self.path), closing(_connect(self.path)) as connection:
-            return _load(connection, self._key(family))
+        with _database_errors(self.path):
+            try:
+                with closing(_connect_read_only(self.path)) as connection:
+                    return _load(connection, self._key(family))
+            except sqlite3.OperationalError:  # what a process that was killed left half written is to be undone first
+                with closing(_connect(self.path)) as connection:
+                    return _load(connection, self._key(family))
 
     def _key(self, family: ApiFamily) -> tuple[str, str, str]:
         return self.origin, self.project_id, family
@@ -203,6 +208,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """Works where nothing may be written, too."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCK_TIMEOUT_S)
+
+
 def _load(connection: sqlite3.Connection, key: tuple[str, str, str]) -> _Record:
     row = connection.execute(
         "select record from ledger where origin = ? and project_id = ? and family = ?", key
@@ -222,7 +232,8 @@ def _database_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        hint = "another process holds it: try again" if "locked" in str(error) else f"remove {path}: it only counts"
+        hints = {"locked": "another process holds it: try again", "full": "free some space, or move MP_DATA_DIR"}
+        hint = next((hint for sign, hint in hints.items() if sign in str(error)), f"remove {path}: it only counts")
         raise WarehouseError(f"the request ledger {path} cannot be used: {error}", hint=hint) from error
     except OSError as error:
         raise WarehouseError(

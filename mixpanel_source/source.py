@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import dlt
@@ -13,15 +14,17 @@ from dlt.common.typing import TSecretStrValue
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
 
-from mixpanel_source import settings
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.project import Project, parse_day, project_of
+from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.resources.events import events as events_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
-from mixpanel_source.windows import DateRange, LoadedDay, Window
+from mixpanel_source.windows import DateRange, LoadedDay
+
+logger = logging.getLogger(__name__)
 
 
 @configspec
@@ -65,12 +68,13 @@ def mixpanel_source(
     project_timezone: str | None = None,
     legacy_local_time: bool | None = None,
     start_date: str | None = None,
-    lookback_days: int = settings.LOOKBACK_DAYS,
-    max_rejected: float = settings.MAX_REJECTED_SHARE,
-    window_days: int = settings.WINDOW_DAYS,
-    retries: int = settings.RETRIES,
-    timeout_s: float = settings.TIMEOUT_S,
-    export_timeout_s: float = settings.EXPORT_TIMEOUT_S,
+    lookback_days: int | None = None,
+    max_rejected: float | None = None,
+    window_days: int | None = None,
+    retries: int | None = None,
+    timeout_s: float | None = None,
+    export_timeout_s: float | None = None,
+    wait: bool = True,
     base_url: str | None = None,
 ) -> Iterable[DltResource]:
     """Events and profiles of one Mixpanel project. Build a fresh source for every run.
@@ -78,9 +82,14 @@ def mixpanel_source(
     Without dates `events` goes on from what the destination holds: every unsettled day again and the missing ones,
     up to yesterday. With `from_date` (and `to_date`; `YYYY-MM-DD`, both included) it loads the days of the range that
     are not complete; `refresh` loads them all. `events` (names) and `where` (an expression) narrow it down and leave
-    other rows alone. Every argument can stand in `[sources.mixpanel]` of dlt's config; credentials come from
+    other rows alone. `wait` allows waiting for the hourly limit; without it that is a RateLimitError.
+
+    Every argument can stand in `[sources.mixpanel]` of dlt's config; credentials come from
     `[sources.mixpanel.credentials]`, else from `MP_USERNAME` ..., else from `~/.mp/config.toml`, and are looked for
-    when a resource is read. Raises ConfigError here for a date that is none.
+    when a resource is read. What is not given is as the account has it, or as `Project` does.
+
+    A run is one load package, whole or not at all: load a long history in several runs, a month each, say, so that a
+    stop loses less. Raises ConfigError here for a date that is none.
     """
     asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
     first_day = parse_day("start_date", start_date)
@@ -99,13 +108,22 @@ def mixpanel_source(
             retries=retries,
             timeout_s=timeout_s,
             export_timeout_s=export_timeout_s,
+            wait=wait,
+            on_wait=_tell_of_wait,
             base_url=base_url,
         )
 
-    def windows(project: Project) -> Sequence[Window]:
-        return project.windows(asked, loaded_days_of(dlt.current.pipeline(), filter_))
+    return [
+        events_resource(
+            open_project, asked, filter_, loaded_days=lambda: loaded_days_of(dlt.current.pipeline(), filter_)
+        ),
+        profiles_resource(open_project),
+    ]
 
-    return [events_resource(open_project, windows, filter_), profiles_resource(open_project)]
+
+def _tell_of_wait(seconds: float, why: str) -> None:
+    if seconds > SHORT_WAIT_S:
+        logger.warning("waiting %.0f s: %s", seconds, why)
 
 
 @dlt.source(name="mixpanel", section="mixpanel")

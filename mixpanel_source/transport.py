@@ -9,10 +9,11 @@ import ipaddress
 import json
 import re
 import socket
+import sys
 import threading
 import weakref
-from contextlib import suppress
-from typing import Any, Final
+from contextlib import ExitStack, suppress
+from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -21,6 +22,8 @@ import requests.auth
 import requests.exceptions
 import urllib3.exceptions
 from urllib3.connection import HTTPConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
 
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.errors import ConfigError
@@ -52,7 +55,10 @@ def new_session(base_url: str | None, sockets: LiveSockets) -> requests.Session:
 
 
 class LiveSockets:
-    """The sockets of a session, for ending what waits for them. Looking up a name and connecting are not ended."""
+    """The sockets of a session, for ending what waits for them.
+
+    Looking up a name is not ended, nor connecting to a SOCKS proxy.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,12 +66,14 @@ class LiveSockets:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._is_shut_down = False
 
-    def add(self, sock: socket.socket) -> None:
+    def add(self, sock: socket.socket) -> bool:
+        """False where they are shut down: `sock` is then, too."""
         with self._lock:
             self._sockets.add(sock)
             is_shut_down = self._is_shut_down
         if is_shut_down:
             _shut_down(sock)
+        return not is_shut_down
 
     def shut_down(self) -> None:
         """For whoever reads or writes one of them, now or later, the other side has hung up."""
@@ -108,18 +116,63 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 def _watched(pool_class: Any, sockets: LiveSockets) -> Any:
-    """A pool like `pool_class` whose connections enter their sockets in `sockets`."""
+    """A pool like `pool_class` whose connections enter their sockets in `sockets`, also while they connect."""
+    base = pool_class.ConnectionCls
 
-    class Connection(pool_class.ConnectionCls):  # type: ignore[misc]
+    class Connection(base):  # type: ignore[misc, valid-type]
         def connect(self) -> None:
-            super().connect()
+            with ExitStack() as self._connecting:
+                super().connect()
             sock: Any = self.sock
             sockets.add(getattr(sock, "socket", sock))  # TLS within a proxy's TLS is no socket, but has one
+
+        def _new_conn(self) -> socket.socket:
+            if base._new_conn is not HTTPConnection._new_conn:  # to a SOCKS proxy
+                return cast(socket.socket, super()._new_conn())
+            try:
+                sock = _connected(self, sockets, self._connecting)
+            except socket.gaierror as error:
+                raise NameResolutionError(self.host, self, error) from error
+            except TimeoutError as error:
+                raise ConnectTimeoutError(self, f"no connection to {self.host} in {self.timeout} s") from error
+            except OSError as error:
+                raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+            sys.audit("http.client.connect", self, self.host, self.port)
+            return sock
 
     class Pool(pool_class):  # type: ignore[misc]
         ConnectionCls = Connection
 
     return Pool
+
+
+def _connected(connection: Any, sockets: LiveSockets, connecting: ExitStack) -> socket.socket:
+    """What urllib3's `create_connection` gives, with a twin of each socket in `sockets` until `connecting` ends.
+
+    A twin, because a TLS handshake takes the socket itself away.
+    """
+    problem = OSError("the host has no address")
+    host = connection._dns_host.strip("[]")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host, connection.port, allowed_gai_family(), socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            for option in connection.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(connection.timeout)
+            if connection.source_address:
+                sock.bind(connection.source_address)
+            twin = connecting.enter_context(sock.dup())
+            if not sockets.add(twin):
+                raise OSError("closed meanwhile")
+            sock.connect(address)
+            sockets.add(twin)  # a socket that had not begun to connect could not be shut down
+            return sock
+        except OSError as error:
+            problem = error
+            sock.close()
+    raise problem
 
 
 def _socket_options() -> list[tuple[int, int, int]]:

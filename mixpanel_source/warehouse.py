@@ -1,25 +1,23 @@
-"""The DuckDB file that loads fill: opening it, asking it, and saying what it holds. Imports no dlt."""
+"""The DuckDB file that loads fill: opening it, asking it, and listing its tables. Imports no dlt."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import date, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ConfigError, QueryError, TableNotFoundError, WarehouseError
-
-if TYPE_CHECKING:
-    from mixpanel_source.rate_limit import RequestLedger
 
 LOCK_WAIT_S = 3.0
 """How long a query waits for a load that holds the file: its last step takes about as long."""
@@ -27,9 +25,28 @@ LOCK_WAIT_S = 3.0
 _STORAGE_VERSION = "v1.2.0"
 """The oldest storage of DuckDB's that has zstd."""
 
+_STEM_CHARS = 60
+_MAGIC, _MAGIC_AT = b"DUCK", 8
+_OTHER_DATABASE = re.compile(r":|\w{2,}:")
+"""`:memory:`, `md:name`, `postgres:...`: DuckDB takes them for other things than files."""
+_TAKEN_NAMES = (settings.DATASET, f"{settings.DATASET}_staging", "information_schema")
+_NAME_BYTES = 235
+"""A file system takes 255, and what DuckDB puts beside the file has longer names."""
 
 _FETCH_ROWS = 2048
 """As many as DuckDB works out at a time."""
+
+_DAMAGED = "the file is damaged: put a copy of it in its place, or move it away and load again"
+_HINTS = {
+    "Permission denied": "choose another file with --db, or another folder with MP_DATA_DIR",
+    "Read-only file system": "choose another file with --db, or another folder with MP_DATA_DIR",
+    "No space left": "free some space on its disk",
+    "version number": "a newer DuckDB has written it: update duckdb",
+    "Could not read enough bytes": _DAMAGED,
+    "Corrupt": _DAMAGED,
+    "INTERNAL Error": _DAMAGED,
+}
+"""By a part of what is said."""
 
 
 class DatabaseBusyError(WarehouseError):
@@ -64,23 +81,105 @@ def database_path(project_id: str) -> Path:
 def pipelines_folder(database: Path) -> Path:
     """Where dlt keeps the working folder of the pipeline that fills `database`."""
     key = hashlib.sha256(str(database.resolve()).encode()).hexdigest()[:8]
-    return settings.data_folder() / "pipelines" / f"{database.stem}-{key}"
+    # dlt puts the folder into SQL and into a template, where a quote and a percent sign mean something.
+    name = re.sub(r"[^\w.-]", "_", database.stem)[:_STEM_CHARS]
+    return settings.data_folder() / "pipelines" / f"{name}-{key}"
 
 
-def prepare_database(path: Path, wait_s: float = 0.0) -> None:
-    """Make the file where there is none, and see that it can be written. Raises WarehouseError."""
-    # DuckDB calls the database what stands before the first dot, in any case.
-    if path.name.split(".")[0].casefold() == settings.DATASET:
-        raise WarehouseError(
-            f"the file {path.name} is named like its dataset, which makes names in it ambiguous to DuckDB",
-            hint=f"choose another name, such as {path.with_stem(settings.DATASET + '_data').name}",
+def lock_path(database: Path) -> Path:
+    """The file that a load holds locked."""
+    return database.with_name(database.name + ".lock")
+
+
+def check_database(path: Path) -> None:
+    """See that a load can fill `path`, as far as its name and what is there tell. Touches nothing.
+
+    Raises ConfigError for a name that cannot be, WarehouseError for a file that is no database.
+    """
+    # DuckDB calls the database what stands before the first dot or question mark, in any case.
+    if re.split(r"[.?]", path.name.lstrip("."))[0].casefold() in _TAKEN_NAMES:
+        raise ConfigError(
+            f"the file {path.name} is named like a schema, which makes names in it ambiguous to DuckDB",
+            hint=f"choose another name, such as {settings.DATASET}_data.duckdb",
         )
+    if len(os.fsencode(path.name)) > _NAME_BYTES:
+        raise ConfigError(
+            f"the name of the database is too long: {path.name[:20]}...", hint=f"up to {_NAME_BYTES} bytes are possible"
+        )
+    # A question mark ends the path for DuckDB; dlt puts its folder into SQL, a pattern of files and a template.
+    for folder, refused, setting in (
+        (path.absolute().parent, "?", "--db"),
+        (settings.data_folder().absolute(), "?*['%", "MP_DATA_DIR"),
+    ):
+        odd = next((char for char in refused if char in str(folder)), None)
+        if odd is not None:
+            raise ConfigError(f"a load cannot work in {folder}: its name holds {odd}", hint=f"{setting} moves it")
+    _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    """See that `path` is a DuckDB file, or nothing yet. Raises ConfigError or WarehouseError."""
+    if not path.is_absolute() and _OTHER_DATABASE.match(str(path)):
+        raise ConfigError(f"{path} is not a file", hint="give a DuckDB file, such as events.duckdb")
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder", hint=f"give a file, such as {path / 'events.duckdb'}")
+        if not path.exists():
+            return
+        if not path.is_file():
+            raise ConfigError(f"{path} is not a file", hint="give a DuckDB file, or a name that is free")
+        if _is_open_here(path):
+            return
+        with path.open("rb") as file:
+            head = file.read(_MAGIC_AT + len(_MAGIC))
+    except OSError as error:
+        raise WarehouseError(f"cannot read {path}: {error.strerror}", hint=hint_of(error.strerror)) from None
+    if not head:
+        raise WarehouseError(
+            f"{path} is empty, and no DuckDB database", hint="remove it, or choose another name with --db"
+        )
+    # DuckDB itself would fetch an extension from the internet to read what other programs have written.
+    if head[_MAGIC_AT:] != _MAGIC:
+        kind = "an SQLite database" if head.startswith(b"SQLite") else "another file, or the rest of a damaged one"
+        raise WarehouseError(f"{path} is not a DuckDB database: it is {kind}", hint="choose another name with --db")
+
+
+def _is_open_here(path: Path) -> bool:
+    """Whether this process has the file open: then DuckDB's lock on it would end as soon as we had read it.
+
+    POSIX ends all locks of a process on a file with the first of its descriptors that is closed.
+    """
+    wanted = path.stat()
+    with suppress(OSError):  # no /dev/fd: Windows, where locks are of another kind
+        for entry in Path("/dev/fd").iterdir():
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(int(entry.name)), wanted):
+                    return True
+    return False
+
+
+def prepare_database(path: Path) -> None:
+    """Make the file where there is none, and see that it can be written. Raises WarehouseError."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise WarehouseError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     config = {} if path.exists() else {"storage_compatibility_version": _STORAGE_VERSION}
-    _open(path, read_only=False, config=config, wait_s=wait_s).close()
+    _open(path, read_only=False, config=config).close()
+
+
+@contextmanager
+def connected(path: Path, *, wait_s: float, on_wait: Callable[[float, str], None]) -> Iterator[None]:
+    """Keeps every other process out. `on_wait` is told of a wait. Raises DatabaseBusyError after `wait_s`."""
+    try:
+        connection = _open(path, read_only=False)
+    except DatabaseBusyError as busy:
+        on_wait(wait_s, f"at most, as {busy.message}")
+        connection = _open(path, read_only=False, wait_s=wait_s)
+    try:
+        yield
+    finally:
+        connection.close()
 
 
 @contextmanager
@@ -98,6 +197,8 @@ def opened(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> I
         ).fetchall():
             connection.execute(f"SET search_path = '{settings.DATASET},main'")
         yield connection
+    except duckdb.Error as error:
+        raise _cannot_read(path, error) from None
     finally:
         connection.close()
 
@@ -142,14 +243,15 @@ def _fetched(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]
 def _open(
     path: Path, *, read_only: bool, config: dict[str, Any] | None = None, wait_s: float = 0.0
 ) -> duckdb.DuckDBPyConnection:
+    _check_file(path)
     until = time.monotonic() + wait_s
     while True:
         try:
-            return duckdb.connect(str(path), read_only=read_only, config=config or {})
+            return duckdb.connect(str(path.absolute()), read_only=read_only, config=config or {})
         except duckdb.IOException as error:
             holder = re.search(r"PID (\d+)", str(error))
             if holder is None or "lock" not in str(error):
-                raise WarehouseError(f"cannot open {path}: {first_line(error)}") from None
+                raise _cannot_open(path, error) from None
             if time.monotonic() >= until:
                 raise DatabaseBusyError(
                     f"another process (PID {holder[1]}) holds {path}",
@@ -157,7 +259,31 @@ def _open(
                 ) from None
             time.sleep(0.1)
         except duckdb.Error as error:
-            raise WarehouseError(f"cannot open {path}: {first_line(error)}") from None
+            raise _cannot_open(path, error) from None
+
+
+def _cannot_open(path: Path, error: duckdb.Error) -> WarehouseError:
+    text = first_line(error)
+    return WarehouseError(f"cannot open {path}: {text}", hint=hint_of(text))
+
+
+def _cannot_read(path: Path, error: duckdb.Error) -> WarehouseError:
+    text = first_line(error)
+    return WarehouseError(f"cannot read {path}: {text}", hint=hint_of(text))
+
+
+def hint_of(problem: str | None) -> str | None:
+    """What to do about what the operating system or DuckDB says, where that is known."""
+    return next((hint for sign, hint in _HINTS.items() if sign in (problem or "")), None)
+
+
+def data_folder_error(error: OSError) -> WarehouseError:
+    """What was to be written in the data folder, other than the database, cannot be."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space there, or set MP_DATA_DIR to a folder on another disk"
+    else:
+        hint = "set MP_DATA_DIR to a folder you can write to"
+    return WarehouseError(f"cannot write in the data folder {settings.data_folder()}: {error.strerror}", hint=hint)
 
 
 def _query_error(error: duckdb.Error) -> QueryError | TableNotFoundError | WarehouseError:
@@ -167,8 +293,8 @@ def _query_error(error: duckdb.Error) -> QueryError | TableNotFoundError | Wareh
         return TableNotFoundError(f"there is no table {missing[1]}", hint="mpload tables lists the tables there are")
     if "read-only mode" in str(error):
         return QueryError("the database is opened read-only", hint="add --write to change it")
-    if isinstance(error, duckdb.IOException):
-        return WarehouseError(text)
+    if isinstance(error, (duckdb.IOException, duckdb.InternalException, duckdb.FatalException)):
+        return WarehouseError(text, hint=hint_of(text))
     return QueryError(" ".join(line.strip() for line in str(error).split("\n\n")[0].splitlines()))
 
 
@@ -211,86 +337,3 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     quoted = table.replace('"', '""')
     rows = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchall()
     return int(rows[0][0])
-
-
-@dataclass(frozen=True)
-class LoadStatus:
-    """What a database holds of the events. `missing` are days between the first and the last that are not complete."""
-
-    days: int
-    first_day: date | None
-    last_day: date | None
-    missing: Sequence[date]
-    rows: int
-    newest_event: datetime | None
-    last_load: datetime | None
-    rejected_lines: int
-
-
-def load_status(connection: duckdb.DuckDBPyConnection) -> LoadStatus:
-    """Read from `event_days`, `events` and dlt's `_dlt_loads`; all empty before the first load."""
-    names = {table.name for table in tables(connection)}
-    if "event_days" not in names:
-        return LoadStatus(0, None, None, [], 0, None, None, 0)
-    days, first, last, missing = connection.execute(
-        """
-        WITH complete AS (
-            SELECT DISTINCT day FROM event_days JOIN _dlt_loads ON load_id = event_days._dlt_load_id
-            WHERE status = 0 AND complete AND filter IS NULL),
-        span AS (SELECT min(day) AS first, max(day) AS last, count(*) AS days FROM complete)
-        SELECT days, first, last, (
-            SELECT coalesce(list(day::DATE ORDER BY day), []) FROM (
-                SELECT unnest(generate_series(first, last, INTERVAL 1 DAY))::DATE AS day FROM span WHERE days > 0)
-            WHERE day NOT IN (SELECT day FROM complete))
-        FROM span
-        """
-    ).fetchall()[0]
-    rows, newest = connection.execute("SELECT count(*), max(event_time) FROM events").fetchall()[0]
-    last_load = connection.execute("SELECT max(inserted_at) FROM _dlt_loads WHERE status = 0").fetchall()[0][0]
-    rejected = connection.execute("SELECT count(*) FROM rejected_lines WHERE NOT loaded").fetchall()[0][0]
-    return LoadStatus(days, first, last, missing, rows, newest, last_load, rejected)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The requests of one API family in the last hour, by the ledger of this machine."""
-
-    api: str
-    spent: int
-    allowed: int
-    next_free_s: float
-
-
-@dataclass(frozen=True)
-class Status:
-    """What is loaded, and what may still be asked. `loaded` is None where `problem` says why nobody can tell now."""
-
-    database: Path
-    loaded: LoadStatus | None
-    problem: str | None
-    days_behind: int | None
-    """Days that are over in the project's calendar and later than the last one loaded."""
-    requests: list[Budget]
-
-
-def status(database: Path, ledger: RequestLedger | None, today: date) -> Status:
-    """Answers while a load holds the database, too. `today` is a day of the project's calendar."""
-    loaded, problem = LoadStatus(0, None, None, [], 0, None, None, 0), None
-    try:
-        if database.exists():
-            with opened(database, wait_s=0.5) as connection:
-                loaded = load_status(connection)
-        else:
-            problem = f"nothing is loaded yet: there is no {database}"
-    except DatabaseBusyError as busy:
-        return Status(database, None, f"the database is busy: {busy.message}", None, _budgets(ledger))
-    behind = None if loaded.last_day is None else max(0, (today - loaded.last_day).days - 1)
-    return Status(database, loaded, problem, behind, _budgets(ledger))
-
-
-def _budgets(ledger: RequestLedger | None) -> list[Budget]:
-    """Of the families that have a limit by the hour."""
-    if ledger is None:
-        return []
-    hourly = [api for api, limits in settings.LIMITS.items() if max(period for _, period in limits) >= 3600]
-    return [Budget(api, *ledger.spent(api)) for api in hourly]

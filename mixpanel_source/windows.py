@@ -11,6 +11,9 @@ from mixpanel_source.errors import ConfigError
 
 ONE_DAY = timedelta(days=1)
 
+FIRST_DAY = date(2000, 1, 1)
+"""Mixpanel answers 400 "invalid date, bad year" to earlier ones."""
+
 
 @dataclass(frozen=True, order=True)
 class Window:
@@ -80,6 +83,7 @@ class LoadedDay:
     day: date
     exported_at: datetime
     complete: bool
+    rows: int = 0
 
     def is_settled(self, lookback_days: int, calendar: ZoneInfo) -> bool:
         return self.complete and self.exported_at >= settles_at(self.day, lookback_days, calendar)
@@ -113,14 +117,17 @@ def days_to_load(
     today = now.astimezone(calendar).date()
     known = {day.day: day for day in loaded}
     last = asked.to_date or today - ONE_DAY
-    if last > today:
+    given = [day for day in (asked.from_date, asked.to_date) if day is not None]
+    if max(given, default=today) > today:
         raise ConfigError(
-            f"{last} is in the future: today is {today} in the project's calendar ({calendar.key})",
+            f"{max(given)} is in the future: today is {today} in the project's calendar ({calendar.key})",
             hint="ask for days up to today",
         )
+    if min(*given, start_date or today, today) < FIRST_DAY:
+        raise ConfigError(f"Mixpanel has no days before {FIRST_DAY}", hint="begin with a later one")
     if asked.from_date is not None:
         if asked.from_date > last:
-            if asked.to_date is None and asked.from_date <= today:
+            if asked.to_date is None:
                 raise ConfigError(
                     f"{asked.from_date} is not over yet in the project's calendar ({calendar.key})",
                     hint=f"add --to {asked.from_date} to load the part of it there is",
@@ -131,6 +138,11 @@ def days_to_load(
     default = today - timedelta(days=first_load_days)
     starts = [day for day in (start_date, min(known, default=None)) if day is not None]
     first = min(starts, default=default)
+    if asked.to_date is not None and first > last:
+        raise ConfigError(
+            f"there is nothing to load up to {last}: without a first day a load begins at {first}",
+            hint=f"say the first day, too: --from {last}",
+        )
     return [
         day
         for day in days_between(first, last)

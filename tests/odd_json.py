@@ -85,3 +85,30 @@ def values(*, broken: bool) -> st.SearchStrategy[str]:
         ),
         max_leaves=6,
     )
+
+
+LAX = (
+    "NaN", "nan", "-nan", "Infinity", "-INFINITY", "inf", "-Inf", "0", "-0.5e3", "true", "null", '"\\u00e9"', '""',
+    "x",
+)  # fmt: skip
+MARKS = (
+    "{", "}", "[", "]", ",", ":", " ", '"', "\\", "-", "+", "1", "e5", ".", '"a":', "n", "\u0131nf", "\x01", "\x0b",
+)  # fmt: skip
+
+lax_values = st.recursive(
+    st.sampled_from(LAX),
+    lambda inner: (
+        st.builds("[{}{}]".format, st.lists(inner, max_size=3).map(",".join), st.sampled_from(["", "", ",", " , "]))
+        | st.builds('{{"a" : {}{}}}'.format, inner, st.sampled_from(["", "", ",", ",,"]))
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def lax_texts(draw: st.DrawFn, opened: str) -> str:
+    """An object or an array that DuckDB takes for JSON, or is one mark away from that."""
+    text = draw(lax_values.map('{{"a":{}}}'.format if opened == "{" else "[{}]".format))
+    at = draw(st.integers(1, len(text) - 1))
+    mark = draw(st.sampled_from(["", *MARKS]))
+    return text[:at] + mark + text[at + draw(st.integers(0, 1)) * len(mark) :]

@@ -3,13 +3,15 @@ from __future__ import annotations
 import os
 import stat
 import traceback
+from datetime import date
 from pathlib import Path
 
 import pytest
 
-from mixpanel_source import accounts
+from mixpanel_source import accounts, settings
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.errors import AccountExistsError, AccountNotFoundError, ConfigError
+from mixpanel_source.project import project_of
 
 PLANTED = "planted-s3cret-000"
 ONE = f"""# ours
@@ -48,6 +50,31 @@ def test_an_account_is_read_back_as_it_was_added(path: Path) -> None:
     )
     accounts.add_account("mine", full, path)
     assert accounts.read_config(path) == accounts.Config("mine", {"mine": full})
+
+
+def test_settings_of_loads_are_read_back_as_they_were_added_and_reach_the_project(path: Path) -> None:
+    found = {
+        "start_date": date(2024, 1, 31),
+        "lookback_days": 9,
+        "max_rejected": 0.5,
+        "window_days": 2,
+        "retries": 0,
+        "timeout_s": 10,
+        "export_timeout_s": 60.5,
+    }
+    added = account(load_settings=found)
+    accounts.add_account("a", added, path)
+    (read,) = accounts.read_config(path).accounts.values()
+    assert read.load_settings == found
+    project = project_of(read)
+    assert {key: getattr(project, key) for key in found} == found
+    assert project_of(read, lookback_days=3, start_date=None).lookback_days == 3
+    assert project_of(account()).retries == settings.RETRIES
+
+
+def test_a_start_date_may_be_text(path: Path) -> None:
+    write(path, ONE + 'start_date = "2024-01-31"\n')
+    assert accounts.read_config(path).accounts["a"].load_settings == {"start_date": date(2024, 1, 31)}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -148,6 +175,14 @@ def test_a_name_that_cannot_be_typed_is_refused(name: str, path: Path) -> None:
         ('region = "us"', 'region = "us"\nproject_timezone = "Mars"', "accounts.a.project_timezone is not a time zone"),
         ('region = "us"', 'region = "us"\nproject_timezone = "../x"', "accounts.a.project_timezone is not a time zone"),
         ('region = "us"', 'region = "us"\nlegacy_local_time = "yes"', "accounts.a.legacy_local_time is true or false"),
+        ('region = "us"', 'region = "us"\nstart_date = "2024-W05-3"', "accounts.a.start_date is not a day"),
+        ('region = "us"', 'region = "us"\nstart_date = 2024-01-31T00:00:00', "accounts.a.start_date is a day"),
+        ('region = "us"', 'region = "us"\nstart_date = 5', "accounts.a.start_date is a day, not a number"),
+        ('region = "us"', 'region = "us"\nretries = 1.5', "accounts.a.retries is a whole number, not a number"),
+        ('region = "us"', 'region = "us"\nretries = true', "accounts.a.retries is a whole number, not true or false"),
+        ('region = "us"', 'region = "us"\ntimeout_s = "5"', "accounts.a.timeout_s is a number, not text"),
+        ('region = "us"', 'region = "us"\ntimeout_s = inf', "accounts.a.timeout_s is not a number that can be"),
+        ('region = "us"', 'region = "us"\nlookback_days = -1', "accounts.a.lookback_days is not a number that can be"),
         ("[accounts.a]", "[accounts]\na = 1\n[accounts.b]", "accounts.a is a table, not a number"),
     ],
 )

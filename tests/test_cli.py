@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import logging
 import os
 import pty
+import re
 import select
+import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,8 +32,10 @@ import requests
 
 from mixpanel_source import errors
 from mixpanel_source.cli import app, exit_codes, messages, output
+from mixpanel_source.cli.progress import LoadDisplay
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer, demo_folder
+from mixpanel_source.windows import Window, days_between, windows_over
 
 ROOT = Path(__file__).parent.parent
 MPLOAD = [sys.executable, "-m", "mixpanel_source.cli"]
@@ -118,6 +125,7 @@ def small(tmp_path: Path) -> Path:
 def in_a_terminal(home: Path, *arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
     """The exit code, and all that a terminal shows."""
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen(
         [*MPLOAD, *arguments],
         env=environment(home, {"TERM": "xterm-256color", **(env or {})}),
@@ -140,6 +148,19 @@ def in_a_terminal(home: Path, *arguments: str, env: Mapping[str, str] | None = N
     return process.wait(30), shown.decode("utf-8", "replace")
 
 
+STATUS_KEYS = {
+    "database", "problem", "running", "last_run", "days", "first_day", "last_day", "missing_days", "incomplete_days",
+    "unsettled_days", "parts", "days_behind", "rows", "newest_event", "rejected_lines", "profiles",
+    "profiles_loaded_at", "last_load", "requests",
+}  # fmt: skip
+
+
+def test_every_key_of_status_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    section = readme.partition("`mpload status --format json`")[2].partition("DuckDB reads")[0]
+    assert {key for key in STATUS_KEYS if f"`{key}`" not in section} == set()
+
+
 # --- load and status
 
 
@@ -153,10 +174,15 @@ def test_a_load_prints_a_row_for_each_table_and_says_the_rest_on_stderr(
         ("events", 637, 2, None),
         ("profiles", 190, None, None),
     ]
-    assert done.stderr.splitlines() == [
+    assert done.stderr == f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}\n"
+    named = run("load", "events", "profiles", "--from", "2013-03-10", "--to", "2013-03-11", env=account(server))
+    assert named.stderr.splitlines() == [
         "mpload: the dates do not apply to profiles, which are loaded as they are now",
+        "mpload: no new events: every day asked for is there and complete",
         f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}",
     ]
+    nothing = run("load", "events", "--from", "2013-03-10", "--to", "2013-03-11", env=account(server))
+    assert nothing.stderr == "mpload: nothing new: every day asked for is there and complete\n"
 
 
 def test_a_day_that_is_loaded_is_not_asked_for_again_and_quiet_is_quiet(
@@ -230,15 +256,22 @@ def test_no_wait_ends_with_5_where_the_hour_is_used_up_and_status_tells_of_it(tm
 
 
 def test_status_tells_what_is_loaded_and_what_is_missing(server: SandboxServer, loaded: Path, run: Run) -> None:
-    done = run("status", "--db", str(loaded), env=account(server))
+    env = account(server, MP_DATA_DIR=str(loaded.parent))
+    done = run("status", "--db", str(loaded), env=env)
     assert (done.returncode, done.stderr) == (0, "")
     status = json.loads(done.stdout)
     assert (status["days"], status["first_day"], status["last_day"]) == (3, "2013-03-01", "2013-03-03")
-    assert (status["rows"], status["missing_days"], status["rejected_lines"]) == (911, [], 0)
+    assert (status["rows"], status["rejected_lines"], status["profiles"]) == (911, 0, 190)
+    assert (status["running"], status["last_run"]["outcome"], status["last_run"]["error"]) == (None, "done", None)
+    [missing] = status["missing_days"]
+    assert (missing["from"], missing["days"]) == ("2013-03-04", status["days_behind"])
     assert status["newest_event"] == "2013-03-03T23:49:00+00:00"
     assert status["days_behind"] == (datetime.now(UTC).date() - datetime(2013, 3, 4, tzinfo=UTC).date()).days
-    shown = run("status", "--db", str(loaded), "-f", "table", env=account(server)).stdout
-    assert "requests (export)  0 of 60 this hour, the next is free now" in shown
+    assert set(status) == STATUS_KEYS
+    shown = run("status", "--db", str(loaded), "-f", "table", env=env).stdout
+    assert "requests (export)  3 of 60 this hour, the next is free now" in shown
+    assert "days               3: 2013-03-01 to 2013-03-03\n" in shown
+    assert f"; {status['days_behind']:,} of them at the end\n" in shown
 
 
 def test_status_answers_before_the_first_load_and_while_the_database_is_held(
@@ -266,6 +299,15 @@ def test_status_answers_before_the_first_load_and_while_the_database_is_held(
         ("load", "events", "--from", "2099-01-01", "--to", "2099-01-02"),
         ("load", "nothing"),
         ("load", "--project-timezone", "Mars/Olympus"),
+        ("load", "--from", ""),
+        ("load", "--to", ""),
+        ("load", "--where", " "),
+        ("load", "--event", ""),
+        ("load", "--from", "2026-W47-5"),
+        ("load", "events", "--from", "0001-01-01"),
+        ("load", "events", "--to", "9999-12-31"),
+        ("load", "events", "--to", "2012-01-01", "--start-date", "2013-01-01"),
+        ("load", "--lookback-days", "999999999999"),
     ],
 )
 def test_dates_and_settings_that_cannot_be_end_with_3(
@@ -273,6 +315,48 @@ def test_dates_and_settings_that_cannot_be_end_with_3(
 ) -> None:
     done = run(*arguments, env=account(server))
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (3, "", 1)
+
+
+def test_a_load_that_has_to_wait_says_beforehand_what_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    days = days_between(date(2024, 1, 1), date(2025, 2, 3))
+    for quiet, windows, said in [
+        (False, windows_over(days), "mpload: 400 days: 400 requests, about 6.5 hours at 60 an hour (8 are free now)\n"),
+        (False, windows_over(days, 60), ""),
+        (True, windows_over(days), ""),
+    ]:
+        display = LoadDisplay(quiet)
+        display.ledger = RequestLedger(None, origin="x", project_id="1", limits={"export": ((60, 3600.0),)})
+        for _ in range(52):
+            display.ledger.try_acquire("export")
+        display.planned(windows)
+        assert capsys.readouterr().err == said
+
+
+def test_a_terminal_shows_a_countdown_while_a_load_waits_and_that_it_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    monkeypatch.setenv("COLUMNS", "80")
+    window = Window.of(date(2024, 1, 1))
+
+    def shown() -> list[str]:
+        time.sleep(0.3)
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).splitlines()
+
+    display = LoadDisplay(quiet=False)
+    with display.shown():
+        display.planned([window, Window.of(date(2024, 1, 2))])
+        display.waiting(3598.5, "the request limit of the export API is used up")
+        assert any("waiting" in line and "0:59:59, the request limit of the export API is" in line for line in shown())
+        display.received(2000)
+        display.loaded(window, 1234, 50_000)
+        last = shown()[-1]
+        assert "day 1 of 2, 1,234 rows, 2.0 kB" in last
+        assert "waiting" not in last
+        display.writing()
+        assert "2.0 kB, writing" in shown()[-1]
 
 
 def test_ctrl_c_ends_a_load_with_130_and_one_line_even_while_mixpanel_is_silent(tmp_path: Path) -> None:
@@ -414,6 +498,21 @@ def test_jsonl_is_one_object_on_a_line_whatever_the_json_inside_looks_like(small
     assert [json.loads(line) for line in done.stdout.splitlines()] == [{"j": {"a": 1}}, {"j": ["x"]}]
 
 
+def test_duckdb_reads_jsonl_back_as_the_readme_says(small: Path, tmp_path: Path, run_here: Run) -> None:
+    done = run_here(
+        "sql",
+        """SELECT 'A' AS event_name, '{"plan": 1, "Plan": "x"}'::JSON AS properties""",
+        "--db",
+        str(small),
+        "-fjsonl",
+    )
+    (tmp_path / "events.jsonl").write_text(done.stdout, "utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [query] = [line.strip() for line in readme.splitlines() if "FROM read_json('events.jsonl', columns" in line]
+    with duckdb.connect() as connection:
+        assert connection.execute(query.replace("events.jsonl", str(tmp_path / "events.jsonl"))).fetchall() == [("x",)]
+
+
 def test_a_table_has_numbers_to_the_right_and_folds_long_text(small: Path, run_here: Run) -> None:
     done = run_here(
         "sql", "SELECT repeat('x', 400) AS long, 7 AS n, 'é\x1b[31m' AS odd", "--db", str(small), "-f", "table"
@@ -424,6 +523,21 @@ def test_a_table_has_numbers_to_the_right_and_folds_long_text(small: Path, run_h
     assert run_here("sql", "FROM range(3000)", "--db", str(small), "-f", "table").stderr.startswith(
         "mpload: only the first"
     )
+
+
+def test_a_table_that_is_wider_than_the_terminal_becomes_a_list_for_each_row(loaded: Path, small: Path) -> None:
+    wide = ("sql", "SELECT * FROM events ORDER BY event_time, event_id LIMIT 2", "--db", str(loaded))
+    _, shown = in_a_terminal(small.parent, *wide, env={"NO_COLOR": "1"})
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in shown.splitlines()]
+    assert lines[0] == "row 1"
+    assert re.fullmatch(r"event_time    2013-03-01T00:0\d:00\+00:00", lines[2])
+    assert lines[3] == "event_date    2013-03-01"
+    assert [line for line in lines if line.startswith("row ")] == ["row 1", "row 2"]
+    assert max(map(len, lines)) <= 80
+    narrow = ("sql", "SELECT event_name, event_time, distinct_id FROM events LIMIT 1", "--db", str(loaded))
+    _, shown = in_a_terminal(small.parent, *narrow, env={"NO_COLOR": "1"})
+    assert "row 1" not in shown
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in shown.splitlines()) <= 80
 
 
 def test_a_terminal_gets_a_table_a_pipe_json_and_options_go_before_or_after(small: Path, run: Run) -> None:
@@ -499,6 +613,41 @@ def test_a_reader_that_has_read_enough_ends_it_quietly(small: Path) -> None:
     process.stdout.close()
     assert (process.wait(20), process.stderr.read()) == (0, b"")
     process.stderr.close()
+
+
+@pytest.mark.parametrize("arguments", [("sql", "FROM people"), ("--help",), ("sql", "FROM people", "-f", "table")])
+def test_a_full_disk_under_stdout_is_one_line_and_1(arguments: tuple[str, ...], small: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*MPLOAD, *arguments],
+            env=environment(small.parent, {"MP_DB": str(small)}),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "mpload: cannot write the output: No space left on device; free some space\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("query", "closed", "code", "out", "err"),
+    [
+        ("FROM people", ">&-", 0, "", ""),
+        ("FROM people", "2>&-", 0, '[{"name": "Zoë", "age": 7}]\n', ""),
+        ("FROM nothing", "2>&-", 4, "", ""),
+        ("FROM nothing", "2>/dev/full", 4, "", ""),
+        ("FROM people", "<&- >&- 2>&-", 0, "", ""),
+        ("-", "<&-", 0, "[]\n", ""),
+    ],
+)
+def test_closed_streams_change_neither_the_exit_code_nor_the_other_stream(
+    query: str, closed: str, code: int, out: str, err: str, small: Path
+) -> None:
+    shell = f"exec {shlex.join([*MPLOAD, 'sql', query])} {closed}"
+    done = subprocess.run(
+        ["sh", "-c", shell], env=environment(small.parent, {"MP_DB": str(small)}), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, err)
 
 
 def test_output_is_utf_8_whatever_the_locale_and_half_a_surrogate_pair_breaks_nothing(small: Path) -> None:

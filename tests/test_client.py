@@ -9,8 +9,11 @@ import pickle
 import socket
 import stat
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import date
 from email.utils import formatdate
 from pathlib import Path
@@ -20,7 +23,6 @@ from urllib.parse import parse_qs
 import pytest
 import requests
 import requests_mock
-import urllib3.util.connection
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -227,13 +229,13 @@ def test_a_proxy_never_sees_requests_to_loopback(make: Make, serve: Serve, monke
 
 def test_sockets_are_kept_alive(make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    real = urllib3.util.connection.create_connection
+    real = socket.socket.setsockopt
 
-    def create_connection(*args: Any, **kwargs: Any) -> socket.socket:
-        seen.extend(kwargs["socket_options"])
-        return real(*args, **kwargs)
+    def setsockopt(self: socket.socket, *option: Any) -> None:
+        seen.append(option)
+        real(self, *option)
 
-    monkeypatch.setattr(urllib3.util.connection, "create_connection", create_connection)
+    monkeypatch.setattr(socket.socket, "setsockopt", setsockopt)
     make(base_url=serve(json_answer({})).url).me()
     assert (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1) in seen
 
@@ -378,6 +380,33 @@ def test_what_will_not_pass_is_told_at_once_in_mixpanels_words(
     assert all(word in str(caught.value) for word in words if word in body)
     if isinstance(caught.value, QueryError):
         assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "hint"),
+    [
+        (400, "to_date cannot be later than today", "look at to_date"),
+        (400, '{"error":"Invalid JSON Format: event"}', "look at event"),
+        (400, "Error in from_date: invalid date, bad year; from_date > to_date", "look at from_date, to_date"),
+        (400, '{"error":"bad expression"}', "look at its dates, names and expressions"),
+        (404, "not found", "look at the region (now 'us'), the project id and MP_BASE_URL"),
+        (412, "not met", None),
+    ],
+)
+def test_a_refused_question_comes_with_what_to_look_at(
+    status: int, body: str, hint: str | None, make: Make, mock: Mock
+) -> None:
+    mock.get(EXPORT, status_code=status, text=body)
+    with pytest.raises(QueryError) as caught:
+        make().export(DAY, events=["E"])
+    assert hint in caught.value.hint if hint and caught.value.hint else caught.value.hint is hint is None
+
+
+def test_a_refused_form_comes_with_what_to_look_at(make: Make, mock: Mock) -> None:
+    mock.post(ENGAGE, status_code=400, text="cannot parse where")
+    with pytest.raises(QueryError) as caught:
+        make().profiles(where="x")
+    assert caught.value.hint == "Mixpanel refuses the question: look at where"
 
 
 def test_a_long_or_wild_message_is_cut_and_cleaned(make: Make, mock: Mock) -> None:
@@ -695,6 +724,8 @@ def test_a_body_that_is_not_an_export_or_not_all_of_one_is_refused(
         b'{"event":"A","properties":{"raw control characters":"\t\r\x01"}}',
         b'{"event":"A","properties":{"deep":' + b"[" * 2000 + b"]" * 2000 + b"}}",
         ROWS + b"99\n" + ROWS,
+        ROWS + b'{"event":"A","properties":{"a":[1,],}}\n',
+        ROWS + b'{"event":"A","properties":{"a":nan}}\n',
         ROWS + b'{"event":"A","properties":{"cut\n' + ROWS,
         ROWS + b"not json\n",
     ],
@@ -1134,6 +1165,41 @@ def test_pages_are_handed_on_as_they_were_sent(make: Make, mock: Mock) -> None:
         assert (pages.profiles, pages.distinct) == (5, 5)
 
 
+ODD_PAGES = {
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "raw control characters": b'"\t\r\x01"',
+    "no JSON but to DuckDB": b'[1,nan,{"a":-Infinity,},]',
+    "a huge number": b"9" * 5000 + b"e" + b"9" * 5000,
+    "half a pair": b'"\\ud800"',
+}
+
+
+@pytest.mark.parametrize("odd", ODD_PAGES.values(), ids=ODD_PAGES)
+def test_an_odd_profile_does_not_break_the_walk(odd: bytes, make: Make, mock: Mock) -> None:
+    def body(session: bytes, *profiles: bytes) -> bytes:
+        return b'{"page_size":2,"total":4,"session_id":"%s","results":[%s]}' % (session, b",".join(profiles))
+
+    first = body(b"S", b'{"$distinct_id":"a","$properties":{"odd":' + odd + b"}}", b'{"$distinct_id":' + odd + b"}")
+    second = body(b"S", b'{"$distinct_id":17,"$properties":' + odd + b"}", b'{"$distinct_id":"b"}')
+    last = body(b"S", odd)
+    mock.post(ENGAGE, [{"content": first}, {"content": second}, {"content": last}])
+    with make(retries=0).profiles() as pages:
+        assert list(pages) == [first, second, last]
+        assert list(reversed(pages)) == [last, second, first]
+        assert (pages.profiles, pages.distinct) == (5, 5)
+    assert [request.text for request in mock.request_history][1:] == ["session_id=S&page=1", "session_id=S&page=2"]
+
+
+def test_pages_can_be_read_from_the_end_while_others_are_read(make: Make, mock: Mock) -> None:
+    mock.post(ENGAGE, [{"json": page(0, ["a", "b"])}, {"json": page(1, ["c", "d"])}, {"json": page(2, [])}])
+    with make().profiles() as pages:
+        backwards = reversed(pages)
+        assert [next(backwards), *pages] == [list(pages)[2], *pages]
+        assert list(backwards) == list(pages)[1::-1]
+    with pytest.raises(RuntimeError, match="closed"):
+        next(reversed(pages))
+
+
 # --- closed clients, threads, secrets
 
 
@@ -1233,12 +1299,83 @@ def test_closing_a_client_ends_at_once_what_waits_for_a_stalled_answer(
     assert not list((data_folder / "spool").glob("*"))
 
 
+@pytest.fixture
+def unanswered() -> Iterator[int]:
+    """A loopback port at which connecting does not come to an end: others fill the listener's queue."""
+    with ExitStack() as held:
+        listener = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(8):
+            waiting = held.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        with socket.socket() as probe:
+            probe.settimeout(0.2)
+            if probe.connect_ex(listener.getsockname()) == 0:
+                pytest.skip("this system answers for a listener whose queue is full")
+        yield listener.getsockname()[1]
+
+
+def test_closing_a_client_ends_at_once_a_connection_under_way(make: Make, clock: Clock, unanswered: int) -> None:
+    client = make(base_url=f"http://127.0.0.1:{unanswered}")
+    with pytest.raises(RuntimeError, match="this MixpanelClient is closed"):
+        closed_while_it_exports(client, connecting)
+    assert (client.stats.requests, clock.sleeps) == (1, [])
+
+
+def test_closing_a_client_ends_at_once_a_handshake_under_way(make: Make) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = make(base_url=f"https://127.0.0.1:{listener.getsockname()[1]}")
+
+        def shaking_hands() -> None:
+            connection, _ = listener.accept()
+            held.append(connection)
+            assert connection.recv(1)
+
+        held: list[socket.socket] = []
+        with pytest.raises(RuntimeError, match="this MixpanelClient is closed"):
+            closed_while_it_exports(client, shaking_hands)
+        held[0].close()
+
+
+def closed_while_it_exports(client: MixpanelClient, is_under_way: Callable[[], None]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        export = pool.submit(client.export, DAY)
+        is_under_way()
+        assert not export.done()
+        client.close()
+        with export.result(1):
+            pass
+
+
+def connecting() -> None:
+    """Waits long enough for a connection to be under way."""
+    time.sleep(0.2)
+
+
+def nobody(*_: object) -> None:
+    raise socket.gaierror("no such host")
+
+
+def test_a_connection_to_nobody_or_too_slow_is_told(
+    make: Make, unanswered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ServerError, match="no connection in time"):
+        make(base_url=f"http://127.0.0.1:{unanswered}", timeout_s=0.1, retries=0).me()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ServerError, match="refused"):
+        make(base_url=f"http://127.0.0.1:{port}", retries=0).me()
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    with pytest.raises(ServerError, match="no such host"):
+        make(base_url="https://nobody.invalid", retries=0).me()
+
+
 def test_a_socket_that_is_connected_after_closing_is_of_no_use() -> None:
     sockets = LiveSockets()
     sockets.shut_down()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        sockets.add(ours)
+        assert not sockets.add(ours)
         assert (ours.recv(1), theirs.recv(1)) == (b"", b"")
 
 

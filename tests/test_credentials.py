@@ -214,3 +214,8 @@ def test_accounts_without_a_default_say_to_choose_one(config: Path) -> None:
     config.write_text(CONFIG.replace('default = "production"', ""))
     with pytest.raises(AuthenticationError, match="no default"):
         resolve_credentials(environ={}, config_path=config)
+
+
+def test_the_only_account_needs_no_default(config: Path) -> None:
+    config.write_text(CONFIG.partition("[accounts.mumbai]")[0].replace('default = "production"', ""))
+    assert resolve_credentials(environ={}, config_path=config).name == "production"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -162,6 +163,8 @@ def test_identical_events_without_an_insert_id_are_numbered_alike_each_time() ->
     thrice = ids(settle([[other], [same, same], [same]])[0])
     assert once < twice < thrice
     assert len(thrice) == 4
+    (first,) = once
+    assert twice - once > {hashlib.md5(f"{first}:2".encode()).hexdigest()}
 
 
 def test_an_event_without_a_usable_time_is_still_one_event() -> None:

@@ -22,12 +22,14 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from export_lines import at, day_lines, days, line, properties_of
 from filelock import FileLock
 
+from mixpanel_source import exports, settings
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.errors import (
     AuthenticationError,
     ConfigError,
     IncompleteExportError,
     MixpanelDataError,
+    RateLimitError,
     ServerError,
     WarehouseError,
 )
@@ -190,7 +192,9 @@ def test_a_reload_replaces_exactly_the_days_asked_for(run_load: RunLoad, sandbox
     sandbox.set_day("2024-03-04", day_lines("2024-03-04", 9, first=900))
     asked(sandbox)
     result = run_load("2024-03-02", "2024-03-03", refresh=True)
-    assert asked(sandbox) == each("2024-03-02", "2024-03-03")
+    # An export that is empty, and was not before, is asked for once more.
+    assert asked(sandbox) == each("2024-03-02", "2024-03-03", "2024-03-03")
+    assert result.warnings == ["2024-03-02 has 2 events now, and had 5", "2024-03-03 has 0 events now, and had 5"]
     assert (result.tables[0].rows, result.tables[0].days) == (2, 2)
     assert ns(sql) == [0, 1, 2, 3, 4, 100, 101, 300, 301, 302, 303, 304]
     assert day_rows(sql) == [
@@ -390,6 +394,16 @@ def test_a_run_for_some_events_leaves_all_others_alone(run_load: RunLoad, sandbo
     assert len([row for row in day_rows(sql) if row[1]]) == len(ODD_NAMES)
 
 
+def test_an_event_that_was_not_asked_for_is_not_loaded_with_those_that_were(
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql
+) -> None:
+    both = [line(at("2024-03-01", n), n, "AB"[n % 2]) for n in range(6)]
+    for _ in range(2):
+        sandbox.faults.next("export", Fault.body(b"".join(text + b"\n" for text in both)))
+        run_load("2024-03-01", "2024-03-01", events=("A",), refresh=True)
+        assert ns(sql) == [0, 2, 4]
+
+
 def test_a_run_for_some_events_completes_only_their_part(run_load: RunLoad, sandbox: Sandbox, sql: Sql) -> None:
     sandbox.set_day("2024-03-01", [line(at("2024-03-01", n), n, "AB"[n % 2]) for n in range(6)])
     run_load("2024-03-01", "2024-03-01", events=("A", "A"))
@@ -476,6 +490,42 @@ def test_a_window_with_a_row_of_no_known_day_is_asked_for_day_by_day(
     assert sql("select sum(requests) from event_days where day < '2024-03-03'") == [(3,)]
 
 
+def test_a_sum_over_days_and_events_counts_each_request_once(
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project
+) -> None:
+    for number, day in enumerate(days("2024-03-01", 4)):
+        sandbox.set_day(day, day_lines(day, 2, first=10 * number))
+    sandbox.faults.next("export", Fault.http(500))
+    run_load("2024-03-01", "2024-03-04", project=replace(project, window_days=3))
+    assert sql("select sum(requests), sum(attempts) from event_days") == [(3, 3)]
+    assert sql("select day::varchar, requests from event_days where requests > 0 order by 1") == [
+        ("2024-03-01", 2),
+        ("2024-03-04", 1),
+    ]
+    sandbox.requests.clear()
+    run_load("2024-03-01", "2024-03-04", events=("E", "F"), refresh=True, project=replace(project, window_days=3))
+    assert sql("select count(*), sum(requests), sum(attempts) from event_days where filter is not null") == [(8, 2, 2)]
+    assert len(asked(sandbox)) == 2
+
+
+def test_odd_lines_by_the_thousand_are_kept_on_disk(
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "_REJECTED_IN_MEMORY_BYTES", 100)
+    march = days("2024-03-01", 2)
+    lines = [line(at(day) + n, n, text="-").replace(b'"-"', b'"\\ud800"') for day in march for n in range(1_000)]
+    sandbox.set_day(march[0], [b'{"event":', *lines[:1_000]])
+    sandbox.set_day(march[1], lines[1_000:])
+    run_load(march[0], march[1])
+    assert sql("select count(*), count(distinct event_id) from events") == [(2_000, 2_000)]
+    assert sql("select from_date::varchar, line_number, loaded, raw from rejected_lines order by 1, 2") == [
+        (march[0], 1, False, b'{"event":'),
+        *((march[0], n, True, raw) for n, raw in enumerate(lines[:1_000], start=2)),
+        *((march[1], n, True, raw) for n, raw in enumerate(lines[1_000:], start=1)),
+    ]
+    assert sql("select rejected, rows from event_days order by day") == [(1, 1_000), (0, 1_000)]
+
+
 def test_repaired_lines_of_a_wide_window_go_with_their_own_day(
     run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project
 ) -> None:
@@ -545,11 +595,11 @@ def test_no_day_is_asked_for_again_because_a_later_one_failed(
         sandbox.set_day(day, [line(at(day), number)])
     bad = [b"x" * 20] * 11
     sandbox.set_day("2024-03-05", [*bad, line(at("2024-03-05"), 4)])
-    for expected in (each(*days("2024-03-01", 5)), each("2024-03-05")):
-        with pytest.raises(IncompleteExportError):
+    for expected in (each(*days("2024-03-01", 6)), each("2024-03-05")):
+        with pytest.raises(IncompleteExportError, match=r"1 day is not loaded \(2024-03-05\)"):
             run_load("2024-03-01", "2024-03-06", project=replace(project, retries=0))
-        assert asked(sandbox)[: len(expected)] == expected
-        assert ns(sql) == [0, 1, 2, 3]
+        assert asked(sandbox) == expected
+        assert ns(sql) == [0, 1, 2, 3, 5]
 
 
 def test_a_replacement_that_stops_half_way_leaves_the_day_as_it_was(
@@ -801,10 +851,7 @@ def test_the_source_is_built_with_no_credentials_and_no_request(sandbox: Sandbox
 def test_a_source_without_credentials_says_so_when_it_is_run(database: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="failed at `step=extract`") as failed:
         dlt_pipeline(tmp_path / "one", database).run(mixpanel_source("2024-03-01", "2024-03-01"))
-    cause: BaseException | None = failed.value
-    while cause is not None and not isinstance(cause, MixpanelDataError):
-        cause = cause.__cause__ or cause.__context__
-    assert isinstance(cause, AuthenticationError)
+    assert isinstance(own_error(failed.value), AuthenticationError)
 
 
 PLANTED = "pl4nted-s3cret-of-nobody"
@@ -844,3 +891,51 @@ def test_the_secret_is_nowhere_but_in_the_request(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert database in files
     assert [path for path in files if PLANTED.encode() in path.read_bytes()] == []
+
+
+def own_error(error: BaseException) -> MixpanelDataError | None:
+    """The error of ours that a step of dlt's failed with."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, MixpanelDataError):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def test_a_run_of_the_source_with_a_day_that_never_comes_whole_loads_nothing(
+    dlt_project: None, sandbox: Sandbox, database: Path, tmp_path: Path
+) -> None:
+    for number, day in enumerate(days("2024-03-01", 4)):
+        sandbox.set_day(day, [line(at(day), number)])
+    sandbox.set_day("2024-03-02", [b"x" * 20] * 11)
+    pipeline = dlt_pipeline(tmp_path / "one", database)
+    with pytest.raises(PipelineStepFailed) as failed:
+        pipeline.run(mixpanel_source("2024-03-01", "2024-03-04").with_resources("events"))
+    error = own_error(failed.value)
+    assert isinstance(error, IncompleteExportError)
+    assert "1 day is not loaded (2024-03-02)" in error.message
+    with duckdb.connect(str(database)) as connection:
+        assert connection.execute("select 1 from duckdb_tables() where table_name = 'events'").fetchall() == []
+    assert ("2024-03-04", "2024-03-04") not in asked(sandbox)  # one load package: no use to ask for the rest
+
+
+def test_the_source_waits_for_the_hour_aloud_or_not_at_all(
+    dlt_project: None,
+    sandbox: Sandbox,
+    sql: Sql,
+    database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for number, day in enumerate(days("2024-03-01", 3)):
+        sandbox.set_day(day, [line(at(day), number)])
+    pipeline = dlt_pipeline(tmp_path / "one", database)
+    monkeypatch.setitem(settings.LIMITS, "export", ((2, 3600.0),))
+    with pytest.raises(PipelineStepFailed) as failed:
+        pipeline.run(mixpanel_source("2024-03-01", "2024-03-03", wait=False).with_resources("events"))
+    assert isinstance(own_error(failed.value), RateLimitError)
+    monkeypatch.setitem(settings.LIMITS, "export", ((2, 2.0),))
+    monkeypatch.setattr("mixpanel_source.source.SHORT_WAIT_S", 0.5)
+    pipeline.run(mixpanel_source("2024-03-01", "2024-03-03").with_resources("events"))
+    assert "waiting 2 s: the request limit of the export API is used up" in caplog.text
+    assert ns(sql) == [0, 1, 2]

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import RunLoad, Sql
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from odd_json import Object, objects, read, values, without_surrogates
 
 from mixpanel_source.errors import IncompleteExportError, MixpanelDataError, PlanError
 from mixpanel_source.parsing.profiles import to_arrow
@@ -74,6 +77,46 @@ def test_a_profile_without_properties_has_none(result: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "properties",
+    ["[]", '["a",1]', '"text"', "17", "true", "nan", '{"a":[1,],}', '{"a":' + "[" * 50_000 + "]" * 50_000 + "}"],
+)
+def test_properties_that_are_no_object_or_odd_are_kept_as_they_are(properties: str) -> None:
+    assert rows(f'{{"$distinct_id":"u","$properties":{properties}}}', '{"$distinct_id":"v"}') == [
+        {"distinct_id": "u", "last_seen": None, "properties": properties},
+        {"distinct_id": "v", "last_seen": None, "properties": "{}"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("result", "properties"), [("17", "17"), ('"u"', '"u"'), ("[1]", "[1]"), ("null", "{}"), ("{}", "{}")]
+)
+def test_a_result_that_is_no_profile_is_a_row_without_an_id(result: str, properties: str) -> None:
+    assert rows(result) == [{"distinct_id": None, "last_seen": None, "properties": properties}]
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(values(broken=True), values(broken=True)).map(
+            lambda both: f'{{"$distinct_id":{both[0]},"$properties":{both[1]}}}'
+        )
+        | values(broken=True)
+        | objects(values(broken=True), broken=True),
+        max_size=4,
+    )
+)
+def test_any_result_at_all_is_a_row(results: list[str]) -> None:
+    found = rows(*results)
+    assert len(found) == len(results)
+    for result, row in zip(results, found, strict=True):
+        profile = without_surrogates(read(result))
+        if isinstance(profile, Object):
+            profile = dict(reversed(profile)).get("$properties")
+        kept = read(row["properties"])
+        assert kept == profile or (profile is None and kept == Object())
+
+
+@pytest.mark.parametrize(
     ("value", "moment"),
     [
         ('"2024-03-05T14:00:02"', datetime(2024, 3, 5, 14, 0, 2)),
@@ -134,6 +177,29 @@ def test_the_table_has_the_columns_and_types_promised(run_load: RunLoad, sandbox
     assert sql("select distinct_id, last_seen, properties::varchar from profiles") == [
         ("u", datetime(2024, 3, 5, 14, 0, 2), '{"$last_seen":"2024-03-05T14:00:02","n":1.10,"s":"\\ufffd"}')
     ]
+
+
+def test_one_odd_profile_does_not_fail_the_table(run_load: RunLoad, sandbox: Sandbox, sql: Sql) -> None:
+    deep = '{"deep":' + "[" * 20_000 + "]" * 20_000 + "}"
+    huge = '{"n":' + "9" * 5000 + "}"
+    odd = {
+        '{"$distinct_id":"a","$properties":' + deep + "}": ("a", deep),
+        '{"$distinct_id":"b","$properties":[1,"x"]}': ("b", '[1,"x"]'),
+        '{"$distinct_id":"c","$properties":null}': ("c", "{}"),
+        '{"$distinct_id":"d","$properties":"text"}': ("d", '"text"'),
+        '{"$distinct_id":"e","$properties":{"n":NaN,"i":-inf,},}': ("e", '{"n":NaN,"i":-inf,}'),
+        '{"$distinct_id":"f\\udc00","$properties":{"\\ud800":"\t"}}': ("f\ufffd", '{"\\ufffd":"\\u0009"}'),
+        '{"$distinct_id":"g","$properties":' + huge + "}": ("g", huge),
+        '{"$distinct_id":["h"],"$properties":{}}': ('["h"]', "{}"),
+        '{"$distinct_id":7}': ("7", "{}"),
+        '{"$properties":{"id":"none"}}': (None, '{"id":"none"}'),
+        '"no profile"': (None, '"no profile"'),
+    }
+    body = '{"page":0,"page_size":1000,"session_id":"S","total":11,"results":[' + ",".join(odd) + "]}"
+    sandbox.faults.next("engage", Fault.body(body.encode(), "application/json"))
+    assert run_load(resources=PROFILES).tables[0].rows == len(odd)
+    found = sql("select distinct_id, properties::varchar from profiles")
+    assert sorted(found, key=str) == sorted(odd.values(), key=str)
 
 
 @pytest.mark.parametrize(("count", "asked"), [(6, ["0", "1", "2"]), (7, ["0", "1", "2"])])

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import sqlite3
 import stat
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +260,18 @@ def test_requests_under_way_at_once_are_capped_across_ledgers(clock: Clock) -> N
     for thread in threads:
         thread.join()
     assert most == cap
+
+
+def test_what_is_spent_is_told_after_a_write_that_was_broken_off(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    RequestLedger(path, origin="x", project_id="1").try_acquire("export")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("pragma cache_size = 1")
+        connection.execute("begin immediate")
+        connection.execute("insert into ledger values ('y', '2', 'export', ?)", ("x" * 100_000,))
+        broken = tmp_path / "broken" / path.name
+        broken.parent.mkdir()
+        for end in ("", "-journal"):
+            shutil.copy(f"{path}{end}", f"{broken}{end}")
+        connection.execute("rollback")
+    assert RequestLedger(broken, origin="x", project_id="1").spent("export").used == 1

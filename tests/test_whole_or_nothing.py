@@ -206,8 +206,11 @@ def test_a_day_that_never_came_whole_is_not_there_at_all(
     sandbox.faults.next("export", Fault.none(), Fault.cut(700), Fault.cut(700))
     result = run_load(days[0], days[-1], project=replace(project, retries=1), raises=False)
     assert isinstance(result.error, IncompleteExportError)
-    assert {day for day, _ in loaded(sql)} == {"2024-03-04"}
-    assert sql("select day::varchar, rows, complete from event_days") == [("2024-03-04", 20, True)]
+    assert {day for day, _ in loaded(sql)} == {"2024-03-04", "2024-03-06"}
+    assert sql("select day::varchar, rows, complete from event_days order by day") == [
+        ("2024-03-04", 20, True),
+        ("2024-03-06", 20, True),
+    ]
     run_load(days[0], days[-1])
     assert Counter(day for day, _ in loaded(sql).elements()) == dict.fromkeys(days, 20)
 
@@ -215,10 +218,21 @@ def test_a_day_that_never_came_whole_is_not_there_at_all(
 def test_an_empty_day_is_complete_and_empties_what_was_there(run_load: RunLoad, sandbox: Sandbox, sql: Sql) -> None:
     sandbox.set_day(DAY, SMALL)
     run_load(DAY, DAY)
-    sandbox.faults.next("export", Fault.empty())
-    run_load(DAY, DAY, refresh=True)
+    sandbox.faults.next("export", Fault.empty(), Fault.empty())
+    result = run_load(DAY, DAY, refresh=True)
     assert sql("select * from events") == []
-    assert sql("select day::varchar, rows, complete from event_days") == [(DAY, 0, True)]
+    assert sql("select day::varchar, rows, requests, complete from event_days") == [(DAY, 0, 2, True)]
+    assert result.warnings == [f"{DAY} has 0 events now, and had {len(SMALL)}"]
+
+
+def test_one_empty_answer_does_not_empty_a_day(run_load: RunLoad, sandbox: Sandbox, sql: Sql) -> None:
+    sandbox.set_day(DAY, SMALL)
+    run_load(DAY, DAY)
+    sandbox.faults.next("export", Fault.empty())
+    result = run_load(DAY, DAY, refresh=True)
+    assert loaded(sql) == Counter((DAY, text) for text in whole(SMALL))
+    assert sql("select rows, requests, complete from event_days") == [(len(SMALL), 2, True)]
+    assert result.warnings == []
 
 
 def test_through_a_storm_of_faults_every_day_is_exact(

@@ -30,8 +30,8 @@ KOLKATA = ZoneInfo("Asia/Kolkata")
 AUCKLAND = ZoneInfo("Pacific/Auckland")
 NOON = datetime(2024, 3, 11, 12, tzinfo=UTC)
 
-Row = tuple[date, str | None, datetime, bool]
-"""day, filter, exported_at, complete: what is read of `event_days`."""
+Row = tuple[date, str | None, datetime, bool, int]
+"""day, filter, exported_at, complete, rows: what is read of `event_days`."""
 
 CALENDARS = st.sampled_from([UTC_CALENDAR, NEW_YORK, KOLKATA, AUCKLAND, ZoneInfo("Pacific/Kiritimati")])
 DAYS = st.dates(date(2024, 2, 1), date(2024, 4, 30))
@@ -224,8 +224,28 @@ def test_a_range_may_end_today_and_not_later() -> None:
 def test_a_range_that_ends_before_it_begins_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"ends .2024-03-02. before it begins .2024-03-03."):
         todo(DateRange(march(3), march(2)))
-    with pytest.raises(ConfigError, match=r"ends .2024-03-10. before it begins .2024-03-12."):
-        todo(DateRange(march(12)))
+
+
+def test_a_range_that_begins_in_the_future_says_so() -> None:
+    for asked in (DateRange(march(12)), DateRange(march(13), march(12)), DateRange(march(12), march(11))):
+        with pytest.raises(ConfigError, match=r"2024-03-1[23] is in the future: today is 2024-03-11"):
+            todo(asked)
+    with pytest.raises(ConfigError, match="9999-12-31 is in the future"):
+        todo(DateRange(to_date=date.max))
+
+
+def test_days_before_2000_are_refused() -> None:
+    for asked in (DateRange(date(1999, 12, 31)), DateRange(date.min, march(1)), DateRange(to_date=date.min)):
+        with pytest.raises(ConfigError, match="no days before 2000-01-01"):
+            todo(asked)
+    with pytest.raises(ConfigError, match="no days before 2000-01-01"):
+        todo(start_date=date.min)
+
+
+def test_an_end_before_the_first_day_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"nothing to load up to 2024-03-01.* begins at 2024-03-02"):
+        todo(DateRange(to_date=march(1)), settled(2, 3))
+    assert todo(DateRange(to_date=march(2)), settled(2, 3)) == []
 
 
 @pytest.mark.parametrize(
@@ -296,7 +316,7 @@ def test_a_load_without_dates_leaves_out_only_settled_days(
 
 
 def row(day: int, filter_: str | None = None, exported_hour: int = 0, complete: bool = True) -> Row:
-    return march(day), filter_, datetime(2024, 3, 20, exported_hour, tzinfo=UTC), complete
+    return march(day), filter_, datetime(2024, 3, 20, exported_hour, tzinfo=UTC), complete, 1
 
 
 def known(rows: Sequence[Row], labels: Sequence[str | None]) -> list[tuple[int, int, bool]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
-from datetime import UTC, datetime
 from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
@@ -133,6 +133,8 @@ def load(
     from mixpanel_source.load import load as load_tables
     from mixpanel_source.project import parse_day, project_of
 
+    days = (("--from", from_date), ("--to", to_date), ("--start-date", start_date))
+    _refuse_empty(*days, ("--where", where and where.strip()), *(("--event", name) for name in event or ()))
     account = options.find_account()
     display = LoadDisplay(options.quiet)
     project = project_of(
@@ -150,8 +152,10 @@ def load(
     names = resources or RESOURCES
     database = options.find_database(account)
     if from_date or to_date:
-        for name in set(names) & set(RESOURCES) - set(WITH_DAYS):
+        for name in set(resources or ()) & set(RESOURCES) - set(WITH_DAYS):
             options.say(f"the dates do not apply to {name}, which are loaded as they are now")
+    if not no_wait:
+        display.ledger = project.ledger()
     with display.shown():
         result = load_tables(
             project,
@@ -178,7 +182,18 @@ def load(
     )
     if result.error is not None:
         raise result.error
-    options.say(f"loaded into {database}")
+    loaded = [table for table in result.tables if table.days or table.table not in WITH_DAYS]
+    if len(loaded) < len(result.tables):
+        options.say(f"{'no new events' if loaded else 'nothing new'}: every day asked for is there and complete")
+    if loaded:
+        options.say(f"loaded into {database}")
+
+
+def _refuse_empty(*given: tuple[str, str | None]) -> None:
+    """An empty value is a variable of the shell's that is not set, and not the same as an option left out."""
+    for flag, value in given:
+        if value == "":
+            raise ConfigError(f"{flag} is empty", hint="give it a value, or leave it out")
 
 
 @command
@@ -259,18 +274,14 @@ def status(options: GlobalOptions) -> None:
     """
     from mixpanel_source.cli.pages import write_status
     from mixpanel_source.project import project_of
-    from mixpanel_source.warehouse import status as status_of
+    from mixpanel_source.status import status as status_of
 
     try:
         project = project_of(options.find_account())
     except AuthenticationError as error:
         options.say(f"{error.message}: the requests that are left are not known")
         project = None
-    found = status_of(
-        options.find_database(),
-        ledger=project.client().ledger if project else None,
-        today=datetime.now(project.calendar if project else UTC).date(),
-    )
+    found = status_of(options.find_database(), project)
     if found.problem:
         options.say(found.problem)
     write_status(found, options.output)
@@ -361,10 +372,27 @@ def info(options: GlobalOptions) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point: runs a command and exits with its code. Every error is told here."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _open_closed_streams() -> None:
+    """Where the shell closed a stream (`>&-`), nobody reads it, or it is empty.
+
+    Else the next file opened, the database for one, gets its number, and whatever writes to it writes into the file.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w")
 
 
 def _run(arguments: list[str]) -> int:
@@ -381,7 +409,7 @@ def _run(arguments: list[str]) -> int:
         report(type(error).__name__, error.message, error.hint, code, as_json=as_json)
         return code
     except (NobodyReadsError, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at its end
+        _write_nothing_more()
         return exit_codes.SUCCESS
     except (KeyboardInterrupt, typer.Abort):
         pass
@@ -390,6 +418,11 @@ def _run(arguments: list[str]) -> int:
         report("UsageError", error.format_message(), hint, exit_codes.USAGE, as_json=as_json)
         return exit_codes.USAGE
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _write_nothing_more()
+            message = f"cannot write {error.filename or 'the output'}: {error.strerror}"
+            report(type(error).__name__, message, "free some space", exit_codes.GENERAL, as_json=as_json)
+            return exit_codes.GENERAL
         if options.verbose:
             import traceback
 
@@ -399,6 +432,11 @@ def _run(arguments: list[str]) -> int:
         return exit_codes.GENERAL
     report("Interrupted", "interrupted", None, exit_codes.INTERRUPTED, as_json=as_json)
     return exit_codes.INTERRUPTED
+
+
+def _write_nothing_more() -> None:
+    """For Python's own flush at its end, which would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:

@@ -116,7 +116,10 @@ class GlobalOptions:
         from mixpanel_source.warehouse import database_path
 
         if self.db is not None:
-            return self.db.expanduser()
+            try:
+                return self.db.expanduser()
+            except RuntimeError:
+                raise ConfigError(f"{self.db} begins with the home of a user that is not known") from None
         if self.project is not None:
             return database_path(self.project)
         try:

@@ -31,7 +31,14 @@ def one_line(text: str) -> str:
 
 
 def note(text: str) -> None:
-    print(f"{PROGRAM}: {one_line(redacted(text))}", file=sys.stderr)
+    _say(f"{PROGRAM}: {one_line(redacted(text))}")
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr)
+    except OSError:  # a full disk: there is nobody left to tell, and the exit code is still to be right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def report(error: str, message: str, hint: str | None, code: int, *, as_json: bool) -> None:
@@ -40,7 +47,7 @@ def report(error: str, message: str, hint: str | None, code: int, *, as_json: bo
     hint = redacted(hint) if hint else None
     if as_json:
         answer = {"error": error, "code": code, "message": message, "hint": hint}
-        print(json.dumps(answer, ensure_ascii=False), file=sys.stderr)
+        _say(json.dumps(answer, ensure_ascii=False))
     else:
         note(message.rstrip(".") + (f"; {hint}" if hint else ""))
 
@@ -67,6 +74,7 @@ def set_up_log(verbose: bool, quiet: bool) -> None:
             logger.propagate = False
     else:
         logging.lastResort = None
+        logging.getLogger().addHandler(logging.NullHandler())  # else the first warning says that there is no handler
 
 
 class _RedactingHandler(logging.StreamHandler[TextIO]):

@@ -12,12 +12,19 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from enum import StrEnum
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
 TABLE_ROWS = 1000
 """Rows that a table shows at most: its widths have to be known before its first line."""
 
 _PIPED_TABLE_WIDTH = 160
+_BETWEEN_COLUMNS = 3
+_FOLDED_WIDTH = 25
+"""No narrower is a column folded: a moment takes as much."""
 
 Encoder = Callable[[Any], str]
 
@@ -247,29 +254,69 @@ def _csv_field(text: str) -> str:
 def _write_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], encoders: Sequence[Encoder], header: bool = True
 ) -> bool:
-    """Numbers to the right, long text folded."""
-    from rich.box import SIMPLE_HEAD
+    """Numbers to the right, long text folded; a list for each row where the columns do not fit side by side."""
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     rows = iter(rows)
     shown = list(islice(rows, TABLE_ROWS))
     complete = next(rows, None) is None
-    table = Table(box=SIMPLE_HEAD if header else None, show_header=header, pad_edge=False)
-    for number, column in enumerate(columns):
-        values = [row[number] for row in shown if row[number] is not None]
-        numeric = bool(values) and all(isinstance(v, (int, float, Decimal)) and not isinstance(v, bool) for v in values)
-        right = numeric and header
-        table.add_column(Text(_visible(column)), justify="right" if right else "left", overflow="fold")
-    for row in shown:
-        table.add_row(*(Text(_visible(cell_text(*cell))) for cell in zip(row, encoders, strict=True)))
+    cells = [[_visible(cell_text(*cell)) for cell in zip(row, encoders, strict=True)] for row in shown]
+    titles = [_visible(column) for column in columns]
     width = None if sys.stdout.isatty() else _PIPED_TABLE_WIDTH
     console = Console(file=sys.stdout, width=width, highlight=False, emoji=False, markup=False)
+    widest = [
+        max(cell_len(line) for text in column for line in text.splitlines() or [""])
+        for column in zip(titles, *cells, strict=True)
+    ]
+    least = sum(min(width, _FOLDED_WIDTH) + _BETWEEN_COLUMNS for width in widest)
+    if header and cells and least > console.width:
+        tables = [_name_value_table(zip(titles, row, strict=True), max(map(cell_len, titles))) for row in cells]
+        parts: list[RenderableType] = []
+        for number, table in enumerate(tables, 1):
+            parts += [Text(f"row {number}", style="bold"), table]
+    elif header:
+        parts = [_wide_table(titles, cells, widest, [_is_numeric(row[n] for row in shown) for n in range(len(titles))])]
+    else:
+        parts = [_name_value_table(cells, widest[0])]
     with console.capture() as capture:
-        console.print(table)
+        console.print(*parts, sep="\n")
     _write(f"{line.rstrip()}\n" for line in capture.get().splitlines())
     return complete
+
+
+def _wide_table(
+    titles: Sequence[str], cells: Sequence[Sequence[str]], widest: Sequence[int], numeric: Sequence[bool]
+) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title, width, right in zip(titles, widest, numeric, strict=True):
+        least = min(width, _FOLDED_WIDTH)
+        table.add_column(Text(title), justify="right" if right else "left", overflow="fold", min_width=least)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _name_value_table(pairs: Iterable[Sequence[str]], name_width: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=min(name_width, _FOLDED_WIDTH), overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def _is_numeric(values: Iterable[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    return bool(known) and all(isinstance(v, (int, float, Decimal)) and not isinstance(v, bool) for v in known)
 
 
 def _visible(text: str) -> str:

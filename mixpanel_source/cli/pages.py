@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from datetime import date
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixpanel_source import __version__, settings
-from mixpanel_source.cli.messages import PROGRAM
+from mixpanel_source.cli.messages import PROGRAM, redacted
 from mixpanel_source.cli.output import Format, write_record, write_records, write_text
-from mixpanel_source.warehouse import Status, pipelines_folder
-from mixpanel_source.windows import windows_over
+from mixpanel_source.load_record import LoadRecord
+from mixpanel_source.status import LoadStatus, Status
+from mixpanel_source.warehouse import pipelines_folder
+from mixpanel_source.windows import Window
 
 if TYPE_CHECKING:
     from mixpanel_source.cli.demo import Demo
 
-_SHOWN_GAPS = 10
+_SHOWN_RANGES = 10
 
 
 def write_status(status: Status, format_: Format) -> None:
@@ -28,32 +32,88 @@ def write_status(status: Status, format_: Format) -> None:
     record: dict[str, Any] = {
         "database": str(status.database),
         "problem": status.problem,
-        "days": loaded and loaded.days,
-        "first_day": loaded and loaded.first_day,
-        "last_day": loaded and loaded.last_day,
-        "missing_days": loaded and loaded.missing,
-        "days_behind": status.days_behind,
-        "rows": loaded and loaded.rows,
-        "newest_event": loaded and loaded.newest_event,
-        "rejected_lines": loaded and loaded.rejected_lines,
-        "last_load": loaded and loaded.last_load,
-        "requests": status.requests,
+        "running": status.running and {"began_at": status.running.began_at, "pid": status.running.pid},
+        "last_run": status.last_run and {**asdict(status.last_run), "error": _error(status.last_run)},
     }
-    if format_ is Format.TABLE:
-        record["missing_days"] = _ranges(loaded.missing) if loaded else None
-        del record["requests"]
-        for budget in status.requests:
-            free = (
-                "the next is free now" if budget.next_free_s == 0 else f"the next is free in {budget.next_free_s:.0f} s"
-            )
-            record[f"requests ({budget.api})"] = f"{budget.spent} of {budget.allowed} this hour, {free}"
-    write_record(record, format_)
+    record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
+    record["requests"] = status.requests
+    write_record(_in_words(status) if format_ is Format.TABLE else record, format_)
 
 
-def _ranges(days: Sequence[date]) -> str:
-    ranges = [str(window) for window in windows_over(days, max_days=1_000_000)]
-    more = len(ranges) - _SHOWN_GAPS
-    return ", ".join(ranges[:_SHOWN_GAPS]) + (f" and {more} more gaps" if more > 0 else "") or "none"
+def _loaded(loaded: LoadStatus) -> dict[str, Any]:
+    record = {field.name: getattr(loaded, field.name) for field in fields(LoadStatus)}
+    for name in ("missing_days", "incomplete_days", "unsettled_days"):
+        record[name] = _ranges(record[name])
+    record["parts"] = [
+        {"filter": json.loads(label), "days": _ranges(windows)} for label, windows in loaded.parts.items()
+    ]
+    return record
+
+
+def _ranges(windows: Sequence[Window]) -> list[dict[str, Any]]:
+    return [{"from": window.first, "to": window.last, "days": len(window)} for window in windows]
+
+
+def _in_words(status: Status) -> dict[str, str | None]:
+    """For eyes: only what there is to say, a line each."""
+    words: dict[str, str | None] = {"database": str(status.database)}
+    if status.running:
+        words["running"] = f"since {_moment(status.running.began_at)} (PID {status.running.pid})"
+    words["last run"] = _run(status.last_run) if status.last_run else "not known"
+    if status.loaded is None:
+        words["problem"] = status.problem
+    else:
+        words |= _loaded_in_words(status.loaded)
+    for budget in status.requests:
+        free = "the next is free now" if budget.next_free_s == 0 else f"the next is free in {budget.next_free_s:.0f} s"
+        words[f"requests ({budget.api})"] = f"{budget.spent} of {budget.allowed} this hour, {free}"
+    return words
+
+
+def _error(run: LoadRecord) -> str | None:
+    return redacted(run.error) if run.error else None
+
+
+def _run(run: LoadRecord) -> str:
+    until = f"to {_moment(run.ended_at)}" if run.ended_at else "without a word of its end"
+    error = f": {_error(run)}" if run.error else ""
+    return f"{run.outcome}{error} ({_moment(run.began_at)} {until}, PID {run.pid})"
+
+
+def _loaded_in_words(loaded: LoadStatus) -> dict[str, str | None]:
+    words: dict[str, str | None] = {
+        "days": f"{loaded.days:,}: {loaded.first_day} to {loaded.last_day}" if loaded.days else "none",
+        "missing": _days(loaded.missing_days),
+    }
+    at_end = sum(len(window) for window in loaded.missing_days if loaded.last_day and window.first > loaded.last_day)
+    if at_end:
+        words["missing"] = f"{words['missing']}; {at_end:,} of them at the end"
+    if loaded.incomplete_days:
+        words["incomplete"] = f"{_days(loaded.incomplete_days)}; not over when they were loaded"
+    words["unsettled"] = _days(loaded.unsettled_days)
+    if loaded.parts:
+        words["only parts"] = "\n".join(f"{label}: {_days(windows)}" for label, windows in loaded.parts.items())
+    words["events"] = f"{loaded.rows:,}" + (f", the newest of {_moment(loaded.newest_event)}" if loaded.rows else "")
+    words["rejected lines"] = f"{loaded.rejected_lines:,}"
+    if loaded.profiles is None:
+        words["profiles"] = "not loaded"
+    else:
+        words["profiles"] = f"{loaded.profiles:,}, loaded {_moment(loaded.profiles_loaded_at)}"
+    words["last written"] = _moment(loaded.last_load)
+    return words
+
+
+def _days(windows: Sequence[Window]) -> str:
+    if not windows:
+        return "none"
+    days = sum(map(len, windows))
+    more = len(windows) - _SHOWN_RANGES
+    shown = ", ".join(map(str, windows[:_SHOWN_RANGES])) + (f" and {more} more ranges" if more > 0 else "")
+    return f"{days:,} {'day' if days == 1 else 'days'}: {shown}"
+
+
+def _moment(moment: datetime | None) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "never"
 
 
 def info_record(database: Path, project_id: str | None) -> dict[str, Any]:

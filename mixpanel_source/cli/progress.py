@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from math import ceil
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from mixpanel_source import settings
 from mixpanel_source.cli.messages import note
+from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import Window
 
 _WAIT_WORTH_A_LINE_S = 5.0
 
 
+class _Countdown:
+    """Shows what is left of a wait, each time it is shown."""
+
+    def __init__(self, seconds: float, why: str) -> None:
+        self._until = time.monotonic() + seconds
+        self._why = why
+
+    def __str__(self) -> str:
+        return f"{timedelta(seconds=ceil(self.left_s))}, {self._why}"
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._until - time.monotonic())
+
+
 class LoadDisplay:
-    """Silent where `quiet`, or where stderr is not a terminal; a long wait is told there, too, unless `quiet`."""
+    """Silent where `quiet`, or where stderr is not a terminal; long waits are told there, too, unless `quiet`.
+
+    `ledger` is the one that the load will wait for, if it may wait.
+    """
 
     def __init__(self, quiet: bool) -> None:
+        self.ledger: RequestLedger | None = None
         console = Console(stderr=True)
         self._quiet = quiet
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=15),
             TextColumn("{task.fields[state]}"),
             TimeElapsedColumn(),
             console=console,
@@ -33,6 +57,9 @@ class LoadDisplay:
         )
         self._events: TaskID | None = None
         self._profiles: TaskID | None = None
+        self._wait: tuple[TaskID, _Countdown] | None = None
+        self._is_writing = False
+        self._read = "0"
         self._rows = self._bytes = self._body_bytes = self._days = self._all_days = 0
 
     @contextmanager
@@ -42,6 +69,7 @@ class LoadDisplay:
 
     def planned(self, windows: Sequence[Window]) -> None:
         self._all_days = sum(map(len, windows))
+        self._tell_of_waits(len(windows))
         self._events = self._progress.add_task("events", total=self._all_days, state="")
         self._show_events()
 
@@ -49,31 +77,81 @@ class LoadDisplay:
         if compressed_bytes < self._body_bytes:  # another body has begun
             self._bytes += self._body_bytes
         self._body_bytes = compressed_bytes
+        self._end_wait()
         self._show_events()
 
     def loaded(self, window: Window, rows: int, size: int) -> None:
         self._rows += rows
         self._days += len(window)
+        self._is_writing = False
+        if self._wait is not None and self._wait[1].left_s == 0:
+            self._end_wait()
         self._show_events()
 
     def profiles(self, read: int, total: int | None) -> None:
         if self._profiles is None:
+            self._is_writing = False
+            self._show_events()
             self._profiles = self._progress.add_task("profiles", total=total, state="")
+        self._end_wait()
         of_all = "" if total is None else f" of {total:,}"
-        self._progress.update(self._profiles, completed=read, total=total, state=f"{read:,}{of_all}")
+        self._read = f"{read:,}"
+        self._progress.update(self._profiles, completed=read, total=total, state=f"{self._read}{of_all}")
+
+    def writing(self) -> None:
+        if self._profiles is None:
+            self._is_writing = True
+            self._show_events()
+        else:
+            self._progress.update(self._profiles, state=f"{self._read} read, writing")
 
     def waiting(self, seconds: float, why: str) -> None:
         if seconds < _WAIT_WORTH_A_LINE_S or self._quiet:
             return
-        length = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-        text = f"waiting {length}: {why}"
         if self._progress.disable:
-            note(text)
+            note(f"waiting {_length(seconds)}: {why}")
         else:
-            self._progress.console.print(text, markup=False, highlight=False)
+            self._end_wait()
+            countdown = _Countdown(seconds, why)
+            self._wait = (self._progress.add_task("waiting", total=None, state=countdown), countdown)
+
+    def interrupted(self) -> None:
+        note("finishing what is being written; Ctrl-C once more stops at once")
+
+    def _tell_of_waits(self, requests: int) -> None:
+        """Before a load that the request limit will hold up."""
+        if self.ledger is None or self._quiet:
+            return
+        used, allowed, next_free_s = self.ledger.spent("export")
+        free = allowed - used
+        if requests <= free:
+            return
+        period = max(period for _, period in settings.LIMITS["export"])
+        length = _length(max(next_free_s, (requests - free) / allowed * period))
+        are_free = f"{free} {'is' if free == 1 else 'are'} free now"
+        note(
+            f"{_counted(self._all_days, 'day')}: {_counted(requests, 'request')}, about {length} at {allowed} an hour"
+            f" ({are_free})"
+        )
+
+    def _end_wait(self) -> None:
+        wait, self._wait = self._wait, None
+        if wait is not None:
+            self._progress.remove_task(wait[0])
 
     def _show_events(self) -> None:
         if self._events is not None:
             received = decimal(self._bytes + self._body_bytes)
             state = f"day {self._days:,} of {self._all_days:,}, {self._rows:,} rows, {received}"
-            self._progress.update(self._events, completed=self._days, state=state)
+            writing = ", writing" if self._is_writing else ""
+            self._progress.update(self._events, completed=self._days, state=state + writing)
+
+
+def _length(seconds: float) -> str:
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mixpanel_source.parsing.raw_json import as_text, first_values, members, repaired
+from mixpanel_source.raw_json import as_text, first_values, is_number, members, repaired
 from mixpanel_source.windows import Window
 
 SCHEMA = pa.schema(
@@ -62,21 +62,29 @@ _PROPERTIES = (
     "['$.time', '$.distinct_id', '$.\"$insert_id\"', '$.mp_processing_time_ms', '$.\"$device_id\"', '$.\"$user_id\"']"
 )
 
-# DuckDB writes a number anew (1.50 -> 1.5, -0 -> 0), so an id that may be one it changed is not plain.
 _REWRITTEN = r"'^(-?[0-9]+([.][0-9]+([eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)$|-?0$|[\[{])'"
+
+
+def _rewritten(column: str) -> str:
+    """SQL: whether DuckDB may have written this value anew, as it does with numbers (1.50 -> 1.5, -0 -> 0) and lists.
+
+    Few have to be matched: those that start like one of them and, as a number, are no longer than a double is. What
+    follows a bracket there is ASCII.
+    """
+    return f"""case when {column} between '-' and ':' and strlen({column}) <= 25
+        or {column} between '[' and '[~' or {column} between '{{' and '{{~'
+        then regexp_matches({column}, {_REWRITTEN}) else false end"""
 
 
 # A plain time has 13 digits: milliseconds from 2001 to 2286. DuckDB's cast takes spaces, signs and exponents too.
 _PLAIN_SQL = f"""
 select event_name, ms, distinct_id, insert_id, device_id, user_id, processed_ms, {_EVENT_ID} as event_id,
     coalesce(
-        regexp_full_match(time_key, '[0-9]{{13}}') and ms between $first_ms and $last_ms and ms >= 1000000000000
-        and (processed_text is null
-            or regexp_full_match(processed_text, '[0-9]{{13}}') and processed_ms >= 1000000000000)
-        and not coalesce(regexp_matches(distinct_id, {_REWRITTEN}), false)
-        and not coalesce(regexp_matches(insert_id, {_REWRITTEN}), false)
-        and not coalesce(regexp_matches(device_id, {_REWRITTEN}), false)
-        and not coalesce(regexp_matches(user_id, {_REWRITTEN}), false), false) as plain
+        ms::varchar = time_key and ms between $first_ms and $last_ms and ms >= 1000000000000
+        and (processed_text is null or processed_ms::varchar = processed_text
+            and processed_ms between 1000000000000 and 9999999999999)
+        and not {_rewritten("distinct_id")} and not {_rewritten("insert_id")}
+        and not {_rewritten("device_id")} and not {_rewritten("user_id")}, false) as plain
 from (
     select event_name, properties, found[1] as time_key, try_cast(found[1] as bigint) as ms,
         found[2] as distinct_id, found[3] as insert_id, found[4] as processed_text,
@@ -100,6 +108,16 @@ class RejectedLine:
     reason: str
     raw: bytes
     loaded: bool
+
+
+REJECTED_SCHEMA = pa.schema(
+    [("line_number", pa.int64()), ("reason", pa.string()), ("loaded", pa.bool_()), ("raw", pa.binary())]
+)
+
+
+def rejected_table(lines: Sequence[RejectedLine]) -> pa.Table:
+    columns = [[getattr(line, name) for line in lines] for name in REJECTED_SCHEMA.names]
+    return pa.table(columns, schema=REJECTED_SCHEMA)
 
 
 @dataclass
@@ -133,25 +151,34 @@ class _CarefulRow:
     raw: bytes
 
 
+def new_connection() -> duckdb.DuckDBPyConnection:
+    """A DuckDB in memory, to read JSON with."""
+    return duckdb.connect(config={"threads": 1})
+
+
 class EventParser:
     """Turns the blocks of one window's export into tables. Used by one thread at a time.
 
     `local_zone` is the project's zone where its exported `time` is wall clock (projects made before 2023),
     None where it is a true UTC epoch. Of a doubled hour the first is taken; a time in a missing hour counts
-    from before the clocks changed (PEP 495, fold=0).
+    from before the clocks changed (PEP 495, fold=0). `connection`, of `new_connection`, can serve many windows.
     """
 
-    def __init__(self, window: Window, local_zone: ZoneInfo | None = None) -> None:
+    def __init__(
+        self, window: Window, local_zone: ZoneInfo | None = None, connection: duckdb.DuckDBPyConnection | None = None
+    ) -> None:
         self._window = window
         self._local_zone = local_zone
         self._first_ms = (window.first - _EPOCH).days * MS_PER_DAY
         self._last_ms = ((window.last - _EPOCH).days + 1) * MS_PER_DAY - 1
         self._offset_ms: dict[int, int] = {}
-        self._duckdb = duckdb.connect(config={"threads": 1})
+        self._is_own = connection is None
+        self._duckdb = connection or new_connection()
         self._lines_read = 0
 
     def close(self) -> None:
-        self._duckdb.close()
+        if self._is_own:
+            self._duckdb.close()
 
     def parse(self, block: bytes) -> ParsedBlock:
         """The rows of `block`: whole lines, each with its newline. Blocks are given in the order of the export."""
@@ -207,7 +234,7 @@ class EventParser:
                 continue
             try:
                 rows.append(_careful_row(raw, line_number, self._window))
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 parsed.rejected.append(RejectedLine(line_number, str(error), raw, loaded=False))
         if not rows:
             return
@@ -405,8 +432,6 @@ def _careful_row(raw: bytes, line_number: int, window: Window) -> _CarefulRow:
         repairs.append("lone surrogates replaced by U+FFFD, control characters escaped")
     try:
         pairs = members(text)
-    except RecursionError:
-        raise ValueError("not readable JSON: nested too deep") from None
     except ValueError as error:
         raise ValueError(f"not a JSON object: {error}") from None
     top = first_values(pairs)
@@ -449,13 +474,13 @@ def _quoted(name: str) -> str:
 def _number(value: str | None) -> Decimal | None:
     """A raw JSON value as a number, also where it is a string that spells one; None where it is neither."""
     text = as_text(value)
-    if text is None or len(text) > 64 or value in ("true", "false"):
+    if text is None or len(text) > 64 or not is_number(text):
         return None
     try:
         number = Decimal(text)
-    except InvalidOperation:
+    except InvalidOperation:  # an exponent of twenty digits
         return None
-    return number if number.is_finite() and abs(number) < 10**18 else None
+    return number if abs(number) < 10**18 else None
 
 
 def _usable(ms: Decimal | None) -> int | None:

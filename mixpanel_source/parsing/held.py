@@ -10,12 +10,14 @@ from typing import IO
 
 import pyarrow as pa
 
+from mixpanel_source.closing import Closing
+
 IN_MEMORY_BYTES = 64 * 1024 * 1024
 """So much of a window stays in memory."""
 
 
-class HeldTables:
-    """Tables of one schema, given back once, in the order they were added. A context manager: closing forgets them."""
+class HeldTables(Closing):
+    """Tables of one schema, given back once, in the order they were added. Closing forgets them."""
 
     def __init__(self, folder: Path | None, in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
         self._folder = folder
@@ -49,9 +51,3 @@ class HeldTables:
         self._tables.clear()
         if self._file is not None:
             self._file.close()
-
-    def __enter__(self) -> HeldTables:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

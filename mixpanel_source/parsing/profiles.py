@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from mixpanel_source.parsing.raw_json import as_text, elements, first_values, members, repaired
+from mixpanel_source.raw_json import as_text, elements, first_values, members, repaired
 
 SCHEMA = pa.schema(
     [
@@ -18,28 +17,31 @@ SCHEMA = pa.schema(
 )
 """`last_seen` has no zone: Mixpanel does not say which one `$last_seen` is in."""
 
-_may_need_repair = re.compile(r"\\u[dD]|[\x00-\x1f]").search
-
 
 def to_arrow(page: bytes) -> pa.Table:
-    """The `results` of an engage response, in order. Raises ValueError where it is not such a response."""
-    text = page.decode(errors="replace")
-    if _may_need_repair(text):
-        text = repaired(text)
-    results = first_values(members(text)).get("results")
+    """The `results` of an engage response, in order. Raises ValueError where it is not such a response.
+
+    Each result is a row, however odd: `$properties` that is no object is kept as the JSON it is (`{}` for none or
+    null), and a result that is no object is the `properties` of a row without an id.
+    """
+    results = first_values(members(repaired(page.decode(errors="replace")))).get("results")
     if results is None:
         raise ValueError("an engage response without `results`")
     ids: list[str | None] = []
     seen: list[datetime | None] = []
     properties: list[str] = []
     for result in elements(results):
-        profile = first_values(members(result))
-        own = profile.get("$properties", "null")
-        own = "{}" if own == "null" else own
+        profile = _values(result)
+        own = profile.get("$properties", "null") if result.startswith("{") else result
         ids.append(as_text(profile.get("$distinct_id")))
-        seen.append(_last_seen(as_text(first_values(members(own)).get("$last_seen"))))
-        properties.append(own)
+        seen.append(_last_seen(as_text(_values(own).get("$last_seen"))))
+        properties.append("{}" if own == "null" else own)
     return pa.table({"distinct_id": ids, "last_seen": seen, "properties": properties}, schema=SCHEMA)
+
+
+def _values(value: str) -> dict[str, str]:
+    """The members of a raw JSON value; none where it is no object."""
+    return first_values(members(value)) if value.startswith("{") else {}
 
 
 def _last_seen(text: str | None) -> datetime | None:

@@ -6,8 +6,10 @@ Read this one first: it calls the client and the parser through `Exports`, and n
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,12 +20,12 @@ import pyarrow.compute as pc
 from dlt.extract import DltResource
 
 from mixpanel_source.errors import MixpanelDataError
-from mixpanel_source.exports import EventFilter, Exports, WindowRows, warn_of_other_kind
+from mixpanel_source.exports import EventFilter, Exports, WindowRows
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.event_file import EventFile
 from mixpanel_source.resources.load_package import replace_in_one_transaction, with_load_id
-from mixpanel_source.windows import ONE_DAY, Window, windows_over
+from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, windows_over
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,7 @@ REJECTED_LINES_SCHEMA = pa.schema(
         ("from_date", pa.date32()),
         ("to_date", pa.date32()),
         ("filter", pa.string()),
-        ("line_number", pa.int64()),
-        ("reason", pa.string()),
-        ("loaded", pa.bool_()),
-        ("raw", pa.binary()),
+        *parsing.REJECTED_SCHEMA,
     ]
 )
 
@@ -58,93 +57,132 @@ _JSON_COLUMNS: Any = {"properties": {"data_type": "json"}, "extra": {"data_type"
 
 def events(
     open_project: Callable[[], Project],
-    windows: Callable[[Project], Sequence[Window]],
+    asked: DateRange = DateRange(),
     filter_: EventFilter = EventFilter(),
+    *,
+    loaded_days: Callable[[], Sequence[LoadedDay]] = lambda: (),
 ) -> DltResource:
-    """The events of some windows, replacing exactly their days (or, with a filter, their part of these days).
+    """The events of the days asked for, replacing exactly these days (or, with a filter, their part of them).
 
-    `open_project` and `windows` are called when the resource is read: a source is built without asking anyone anything.
+    `open_project` and `loaded_days` (what the destination holds) are called when the resource is read: a source is
+    built without asking anyone anything. All of it is one load package, whole or not at all.
     """
 
     @dlt.resource(name="events", write_disposition="merge")
     def read() -> Iterator[Any]:
         project = open_project()
-        asked = windows(project)
-        if not asked:
-            return
-        with project.client() as client, Exports(client, project, asked, filter_) as exports:
-            yield from _package(exports)
-            warn_of_other_kind(exports.lags, project, logger.warning)
+        loaded = loaded_days()
+        windows = project.windows(asked, loaded)
+        with project.client() as client, Exports(client, project, windows, filter_, loaded=loaded) as exports:
+            package = _EventsPackage(exports)
+            yield from package.read()
+            yield from package.scopes()
+            for warning in exports.warnings():
+                logger.warning(warning)
 
     return read
 
 
-def events_package(exports: Exports, max_bytes: int, holds_none_of: Callable[[Sequence[date]], bool]) -> DltResource:
-    """As many of the next windows as make `max_bytes` of properties, at least one, as the `events` of one load package.
+@dataclass(frozen=True)
+class PackageLimits:
+    """When a load package is full enough to be written: a stop loses no more than one."""
 
-    `holds_none_of` says whether the destination has no row of some days: appending is then the same as replacing,
-    for less. A window that fails ends the package before it, and the next one raises its error.
+    bytes: int = 256 * 1024 * 1024
+    """Of properties. DuckDB's memory grows with it."""
+    seconds: float = 60.0
+    """Since its first window was read; and before every long wait for the request limit."""
+
+
+def events_package(
+    exports: Exports,
+    limits: PackageLimits,
+    about_to_write: Callable[[], None],
+    holds_none_of: Callable[[Sequence[date]], bool],
+) -> DltResource:
+    """The next windows, as the `events` of one load package; at least one, unless none is left.
+
+    `about_to_write` is called when the package is complete. `holds_none_of` says whether the destination has no row of
+    some days: appending is then the same as replacing, for less. A window that fails ends the package before it, and
+    the next one raises its error.
     """
 
     @dlt.resource(name="events", write_disposition="merge")
     def read() -> Iterator[Any]:
         with EventFile(spool_folder()) as file:
-            yield from _package(exports, file, max_bytes, holds_none_of)
+            package = _EventsPackage(exports, file)
+            yield from package.read(limits)
+            about_to_write()
+            yield from package.scopes(holds_none_of)
 
     return read
 
 
-def _package(
-    exports: Exports,
-    file: EventFile | None = None,
-    max_bytes: int | None = None,
-    holds_none_of: Callable[[Sequence[date]], bool] = lambda days: False,
-) -> Iterator[Any]:
-    """What dlt is given. With `file` the rows go through it, which not every destination can take."""
-    replace_in_one_transaction()
-    # `events` comes last: the other tables start from the hints that the resource has by then.
-    yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
-    yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
-    yield _hinted(parsing.SCHEMA, "events", columns=_JSON_COLUMNS)
-    days: list[date] = []
-    event_days: list[pa.Table] = []
-    rejected_lines: list[pa.Table] = []
-    size = 0
-    while not exports.is_done and (max_bytes is None or size < max_bytes):
-        try:
-            rows = exports.next()
-        except MixpanelDataError:
-            if max_bytes is not None and days:
+class _EventsPackage:
+    """What dlt is given for one load package. With `file` the rows go through it: not every destination takes one."""
+
+    def __init__(self, exports: Exports, file: EventFile | None = None) -> None:
+        self._exports = exports
+        self._file = file
+        self._days: list[date] = []
+        self._event_days: list[pa.Table] = []
+
+    def read(self, limits: PackageLimits | None = None) -> Iterator[Any]:
+        """The rows of the next windows, of all that are left without `limits`, and what is to be said of them."""
+        exports = self._exports
+        rows = exports.next()
+        if rows is None:
+            return
+        started = time.monotonic()
+        replace_in_one_transaction()
+        # `events` comes last: the other tables start from the hints that the resource has by then.
+        yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
+        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
+        yield _hinted(parsing.SCHEMA, "events", columns=_JSON_COLUMNS)
+        size = 0
+        while rows is not None:
+            with rows:
+                counts = _DayCounts(rows.window, exports.filter)
+                for table, duplicates in rows.tables():
+                    counts.count(table, duplicates)
+                    if self._file is None:
+                        yield with_load_id(table)
+                    else:
+                        self._file.write(with_load_id(table))
+                for lines in rows.rejected:
+                    table = _rejected_table(lines, rows.window, exports.filter)
+                    yield dlt.mark.with_table_name(with_load_id(table), "rejected_lines")
+            self._days += rows.window.days
+            self._event_days.append(counts.rows_of(rows, exports.project.calendar))
+            size += counts.bytes
+            exports.loaded(rows.window, counts.rows_by_day(), counts.bytes)
+            if limits is not None:
+                left_s = limits.seconds - (time.monotonic() - started)
+                if size >= limits.bytes or left_s <= 0 or exports.is_held_up(left_s):
+                    break
+            try:
+                rows = exports.next()
+            except MixpanelDataError:
+                if limits is None:
+                    raise
                 break
-            raise
-        with rows.held:
-            counts = _DayCounts(rows.window, exports.filter)
-            for table, duplicates in rows.tables():
-                counts.count(table, duplicates)
-                if file is None:
-                    yield with_load_id(table)
-                else:
-                    file.write(with_load_id(table))
-        days += rows.window.days
-        event_days.append(counts.rows_of(rows, exports.project.calendar))
-        rejected_lines.append(_rejected_table(rows, exports.filter))
-        size += counts.bytes
-        if exports.progress:
-            exports.progress.loaded(rows.window, counts.rows, counts.bytes)
-    if file is not None:
-        yield from file.items()
-    # Last, and together: dlt computes a table's schema anew each time the table changes.
-    yield dlt.mark.with_table_name(with_load_id(pa.concat_tables(event_days)), "event_days")
-    yield dlt.mark.with_table_name(with_load_id(pa.concat_tables(rejected_lines)), "rejected_lines")
-    # Only now is it known which days are replaced. Even with no row, these empty tables make dlt replace them.
-    yield _hinted(EVENT_DAYS_SCHEMA, "event_days", _days_scope("day", days, exports.filter))
-    yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", _days_scope("from_date", days, exports.filter))
-    if exports.filter == EventFilter() and holds_none_of(days):
-        yield dlt.mark.with_hints(
-            with_load_id(parsing.SCHEMA.empty_table()), dlt.mark.make_hints(write_disposition="append")
-        )
-    else:
-        yield _hinted(parsing.SCHEMA, "events", _events_scope(days, exports.filter), _JSON_COLUMNS)
+        if self._file is not None:
+            yield from self._file.items()
+        # Last, and together: dlt computes a table's schema anew each time the table changes.
+        yield dlt.mark.with_table_name(with_load_id(pa.concat_tables(self._event_days)), "event_days")
+
+    def scopes(self, holds_none_of: Callable[[Sequence[date]], bool] = lambda days: False) -> Iterator[Any]:
+        """Which days are replaced: known only now. Even with no row, these empty tables make dlt replace them."""
+        days, filter_ = self._days, self._exports.filter
+        if not days:
+            return
+        yield _hinted(EVENT_DAYS_SCHEMA, "event_days", _days_scope("day", days, filter_))
+        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", _days_scope("from_date", days, filter_))
+        if filter_ == EventFilter() and holds_none_of(days):
+            yield dlt.mark.with_hints(
+                with_load_id(parsing.SCHEMA.empty_table()), dlt.mark.make_hints(write_disposition="append")
+            )
+        else:
+            yield _hinted(parsing.SCHEMA, "events", _events_scope(days, filter_), _JSON_COLUMNS)
 
 
 def _hinted(schema: pa.Schema, name: str, scope: str | None = None, columns: Any = None) -> Any:
@@ -195,7 +233,6 @@ class _DayCounts:
     """What `event_days` tells of each day (and each event, where the filter names some), as its tables go by."""
 
     def __init__(self, window: Window, filter_: EventFilter) -> None:
-        self.rows = 0
         self.bytes = 0
         self._window = window
         self._filter = filter_
@@ -206,12 +243,17 @@ class _DayCounts:
 
     def count(self, table: pa.Table, duplicates: pa.Table) -> None:
         for key, rows, size in self._sizes(table):
-            self.rows += rows
             self.bytes += size
             self._rows[key] += rows
             self._bytes[key] += size
         for key, rows, _ in self._sizes(duplicates):
             self._duplicates[key] += rows
+
+    def rows_by_day(self) -> Counter[date]:
+        days: Counter[date] = Counter()
+        for (day, _), rows in self._rows.items():
+            days[day] += rows
+        return days
 
     def _sizes(self, table: pa.Table) -> Iterator[tuple[tuple[date, str | None], int, int]]:
         sizes = table.select(self._keys).append_column("size", pc.binary_length(table.column("properties")))
@@ -220,7 +262,6 @@ class _DayCounts:
             yield (group["event_date"], group.get("event_name")), group["size_count"], group["size_sum"]
 
     def rows_of(self, result: WindowRows, calendar: ZoneInfo) -> pa.Table:
-        rejected = sum(not line.loaded for line in result.rejected)
         events = self._filter.events if "event_name" in self._keys else (None,)
         rows: list[dict[str, Any]] = []
         for day in self._window.days:
@@ -232,10 +273,11 @@ class _DayCounts:
                         "filter": label,
                         "rows": self._rows[day, event],
                         "duplicates": self._duplicates[day, event],
-                        "rejected": rejected,
+                        "rejected": result.unreadable,
                         "bytes": self._bytes[day, event],
-                        "requests": result.requests,
-                        "attempts": result.attempts,
+                        # The window's, on its first row alone: a sum over rows counts each request once.
+                        "requests": 0 if rows else result.requests,
+                        "attempts": 0 if rows else result.attempts,
                         "exported_at": result.exported_at,
                         "complete": over and self._filter.where is None,
                     }
@@ -243,22 +285,14 @@ class _DayCounts:
         return pa.Table.from_pylist(rows, EVENT_DAYS_SCHEMA)
 
 
-def _rejected_table(result: WindowRows, filter_: EventFilter) -> pa.Table:
-    return pa.Table.from_pylist(
-        [
-            {
-                "from_date": result.window.first,
-                "to_date": result.window.last,
-                "filter": filter_.labels[0],
-                "line_number": line.line_number,
-                "reason": line.reason,
-                "loaded": line.loaded,
-                "raw": line.raw,
-            }
-            for line in result.rejected
-        ],
-        REJECTED_LINES_SCHEMA,
-    )
+def _rejected_table(lines: pa.Table, window: Window, filter_: EventFilter) -> pa.Table:
+    """`lines`, of parsing.REJECTED_SCHEMA, with where they came from."""
+    places = (window.first, window.last, filter_.labels[0])
+    columns = [
+        pa.repeat(pa.scalar(place, field.type), len(lines))
+        for place, field in zip(places, REJECTED_LINES_SCHEMA, strict=False)
+    ]
+    return pa.table([*columns, *lines.columns], schema=REJECTED_LINES_SCHEMA)
 
 
 def _day_end(day: date, calendar: ZoneInfo) -> datetime:

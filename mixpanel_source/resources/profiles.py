@@ -18,8 +18,12 @@ def profiles(
     open_project: Callable[[], Project],
     *,
     on_page: Callable[[int, int | None], None] | None = None,
+    about_to_write: Callable[[], None] = lambda: None,
 ) -> DltResource:
-    """Every user profile. `on_page` is told the profiles read so far, and how many there are where that is known."""
+    """Every user profile. `on_page` is told the profiles read so far, and how many there are where that is known.
+
+    `about_to_write` is called once the walk is complete.
+    """
 
     @dlt.resource(
         name="profiles",
@@ -30,10 +34,11 @@ def profiles(
     def read() -> Iterator[Any]:
         replace_in_one_transaction()
         with open_project().client() as client, client.profiles(on_page=on_page) as pages:
+            about_to_write()
             yield with_load_id(parsing.SCHEMA.empty_table())
             # Where a walk gave some profile twice, the later one stays: it is looked for from the end.
             seen: set[str] | None = set() if pages.distinct < pages.profiles else None
-            for page in pages if seen is None else reversed(list(pages)):
+            for page in pages if seen is None else reversed(pages):
                 table = parsing.to_arrow(page)
                 yield with_load_id(table if seen is None else _unseen(table, seen))
 

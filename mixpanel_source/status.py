@@ -1,0 +1,163 @@
+"""What a database holds, what is missing in it, and what may still be asked. Makes no file and no folder."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+
+from mixpanel_source import settings
+from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.load_record import LoadRecord, read_records
+from mixpanel_source.project import Project
+from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.warehouse import DatabaseBusyError, opened, tables
+from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, windows_over
+
+_LOCK_WAIT_S = 0.5
+
+
+@dataclass(frozen=True)
+class LoadStatus:
+    """What a database holds; days are those of whole events, `parts` aside."""
+
+    days: int = 0
+    """Complete ones, as `first_day` and `last_day`."""
+    first_day: date | None = None
+    last_day: date | None = None
+    missing_days: Sequence[Window] = ()
+    """From the first day on, yesterday included."""
+    incomplete_days: Sequence[Window] = ()
+    """Loaded before they were over."""
+    unsettled_days: Sequence[Window] = ()
+    """Complete, and exported again by the next load."""
+    parts: Mapping[str, Sequence[Window]] = field(default_factory=dict)
+    """By `filter` of `event_days`, the days of which only that is loaded."""
+    days_behind: int | None = None
+    """Days that are over in the project's calendar and later than the last complete one."""
+    rows: int = 0
+    newest_event: datetime | None = None
+    rejected_lines: int = 0
+    profiles: int | None = None
+    """None before profiles are loaded."""
+    profiles_loaded_at: datetime | None = None
+    last_load: datetime | None = None
+    """When a load wrote something for the last time."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The requests of one API family in the last hour, by the ledger of this machine."""
+
+    api: str
+    spent: int
+    allowed: int
+    next_free_s: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """`loaded` is None where `problem` says why nobody can tell now."""
+
+    database: Path
+    running: LoadRecord | None
+    last_run: LoadRecord | None
+    loaded: LoadStatus | None
+    problem: str | None
+    requests: list[Budget]
+
+
+def status(database: Path, project: Project | None, now: datetime | None = None) -> Status:
+    """Answers while a load holds the database, too. Without a project, days are UTC and no budget is known."""
+    loaded: LoadStatus | None = LoadStatus()
+    problem = None
+    running, last_run = read_records(database)
+    try:
+        if database.exists():
+            with opened(database, wait_s=_LOCK_WAIT_S) as connection:
+                loaded = load_status(connection, project, now or datetime.now(UTC))
+        else:
+            problem = f"nothing is loaded yet: there is no {database}"
+    except DatabaseBusyError as busy:
+        loaded, problem = None, f"the database is busy: {busy.message}"
+    return Status(database, running, last_run, loaded, problem, _budgets(project.ledger() if project else None))
+
+
+def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:
+    """Read from the tables of `connection`; what is not there yet is empty."""
+    names = {table.name for table in tables(connection)}
+    known: dict[str, Any] = {}
+    if "event_days" in names:
+        known |= _days(_ask(connection, LOADED_DAYS_SQL), project, now)
+    if "events" in names:
+        [(known["rows"], known["newest_event"])] = _ask(connection, "SELECT count(*), max(event_time) FROM events")
+    if "rejected_lines" in names:
+        [(known["rejected_lines"],)] = _ask(connection, "SELECT count(*) FROM rejected_lines WHERE NOT loaded")
+    if "profiles" in names:
+        [(known["profiles"], known["profiles_loaded_at"])] = _ask(
+            connection,
+            "SELECT count(*), max(inserted_at) FROM profiles LEFT JOIN _dlt_loads ON load_id = profiles._dlt_load_id",
+        )
+    if names:
+        [(known["last_load"],)] = _ask(connection, "SELECT max(inserted_at) FROM _dlt_loads WHERE status = 0")
+    return LoadStatus(**known)
+
+
+def _days(rows: Sequence[tuple[Any, ...]], project: Project | None, now: datetime) -> dict[str, Any]:
+    calendar = project.calendar if project else ZoneInfo("UTC")
+    lookback_days = project.lookback_days if project else settings.LOOKBACK_DAYS
+    whole = loaded_days([row for row in rows if row[1] is None], [None])
+    complete = [day.day for day in whole if day.complete]
+    settled = {day.day for day in whole if day.is_settled(lookback_days, calendar)}
+    known: dict[str, Any] = {
+        "days": len(complete),
+        "incomplete_days": _windows(day.day for day in whole if not day.complete),
+        "unsettled_days": _windows(set(complete) - settled),
+        "parts": _parts(rows, complete),
+    }
+    if complete:
+        yesterday = now.astimezone(calendar).date() - ONE_DAY
+        first, last = complete[0], complete[-1]
+        known |= {
+            "first_day": first,
+            "last_day": last,
+            "missing_days": _windows(_missing(whole, min(first, (project and project.start_date) or first), yesterday)),
+            "days_behind": max(0, (yesterday - last).days),
+        }
+    return known
+
+
+def _missing(whole: Sequence[LoadedDay], first: date, last: date) -> set[date]:
+    return set(days_between(first, last)) - {day.day for day in whole}
+
+
+def _parts(rows: Sequence[tuple[Any, ...]], complete: Sequence[date]) -> dict[str, list[Window]]:
+    days: dict[str, set[date]] = defaultdict(set)
+    for day, label, *_ in rows:
+        if label is not None:
+            days[label].add(day)
+    parts = {label: _windows(of_label.difference(complete)) for label, of_label in sorted(days.items())}
+    return {label: windows for label, windows in parts.items() if windows}
+
+
+def _windows(days: Iterable[date]) -> list[Window]:
+    return windows_over(days, max_days=date.max.toordinal())
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]]:
+    return connection.execute(sql).fetchall()
+
+
+def _budgets(ledger: RequestLedger | None) -> list[Budget]:
+    """Of the families that have a limit by the hour."""
+    if ledger is None:
+        return []
+    hourly = [api for api, limits in settings.LIMITS.items() if max(period for _, period in limits) >= 3600]
+    spent = [(api, ledger.spent(api)) for api in hourly]
+    return [Budget(api, one.used, one.allowed, round(one.next_free_s, 1)) for api, one in spent]
