@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer, demo_folder
-from mixpanel_source.sandbox.expressions import ExpressionError, parse
+from mixpanel_source.sandbox.expressions import ExpressionError, Row, parse
 from mixpanel_source.sandbox.lines import compact, restated
 
 SERVICE_ACCOUNT = ("sandbox", "sandbox")
@@ -361,6 +361,14 @@ def test_event_where_and_limit_choose_lines(serve: Serve, http: requests.Session
         ('properties["n"] % 2 == 1', True),
         ("null == null", True),
         ("floor(1.7) == 1 and ceil(1.2) == 2", True),
+        ('user["plan"] == "pro" and not defined(user["n"])', True),
+        ('event["$time"] >= datetime("2024-03-05T12:00:00")', True),
+        ('properties["$time"] >= datetime(1709640000) and properties["$time"] < datetime(1709640001)', True),
+        ('properties["$distinct_id"] == "u"', True),
+        ('defined(event["n"])', False),
+        ('any(X, properties["list"], X = "b")', True),
+        ('any(X, properties["list"], X == properties["s"] or X in ["c"])', False),
+        ('any(X, properties["n"], X = 5)', False),
     ],
 )
 def test_an_expression_says_which_rows_are_kept(expression: str, expected: bool) -> None:
@@ -372,12 +380,28 @@ def test_an_expression_says_which_rows_are_kept(expression: str, expected: bool)
         "digits": "42",
         "flag": True,
         'quote"d': "b\\s",
+        "time": 1709640000500,
+        "distinct_id": "u",
     }
-    assert parse(expression)(properties) is expected
+    assert parse(expression)(Row(properties, user=lambda: {"plan": "pro"})) is expected
 
 
 @pytest.mark.parametrize(
-    "expression", ["", "1 ==", "(1", 'properties["a"', "1 1", "nothing(1)", "'a", "defined()", "@"]
+    "expression",
+    [
+        "",
+        "1 ==",
+        "(1",
+        'properties["a"',
+        "1 1",
+        "nothing(1)",
+        "'a",
+        "defined()",
+        "@",
+        "X",
+        "any(X, [1], Y)",
+        "any(1, [1], true)",
+    ],
 )
 def test_a_broken_expression_is_an_error(expression: str) -> None:
     with pytest.raises(ExpressionError):
@@ -615,7 +639,7 @@ def test_a_session_expires(serve: Serve, http: requests.Session) -> None:
 def test_engage_takes_its_parameters_in_each_form_that_clients_use(serve: Serve, http: requests.Session) -> None:
     sandbox, url = serve()
     sandbox.set_profiles([{"$distinct_id": name, "$properties": {"n": n}} for n, name in enumerate("abc")])
-    sandbox.set_cohorts({7: ["b", "x"]})
+    sandbox.set_cohorts([{"id": 7, "members": ["b", "x"]}])
     cohort = {"id": 7}
     in_form = {"filter_by_cohort": json.dumps(cohort), "include_all_users": "false"}
     project = {"project_id": "1"}
@@ -651,7 +675,13 @@ def test_engage_chooses_profiles_and_properties(serve: Serve, http: requests.Ses
     assert engage(http, url, output_properties='["n","z"]', page_size="1").json()["results"] == [
         {"$distinct_id": "a", "$properties": {"n": 0}}
     ]
-    for wrong in ({"distinct_ids": "a"}, {"page_size": "0"}, {"where": "("}, {"behaviors": "[]"}):
+    for wrong in (
+        {"distinct_ids": "a"},
+        {"page_size": "0"},
+        {"where": "("},
+        {"behaviors": "[]"},
+        {"data_group_id": "x"},
+    ):
         assert engage(http, url, **wrong).status_code == 400
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def open_sandbox(folder: Path, port: int = 0, **options: Any) -> SandboxServer:
     """A server, not started yet; `options` are those of Sandbox. Raises where the extra is not installed."""
     if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}", hint="it holds events/*.jsonl and profiles.jsonl")
+        raise ConfigError(f"there is no folder {folder}", hint="it holds events/*.jsonl, profiles.jsonl, saved.json")
     try:
         from mixpanel_source.sandbox import Sandbox, SandboxServer
     except ModuleNotFoundError as error:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .metadata import WORKSPACE_ID
 from .reply import Reply, json_reply
 
 if TYPE_CHECKING:
-    from .app import Call, Sandbox
+    from .app import Sandbox
+    from .endpoints import Call
 
 PARAMS: frozenset[str] = frozenset()
 
 _ORGANIZATION_ID = 5
-_WORKSPACE_ID = 9
 _DOMAINS = {None: "mixpanel.com", "us": "mixpanel.com", "eu": "eu.mixpanel.com", "in": "in.mixpanel.com"}
 
 
@@ -27,7 +28,7 @@ def me(sandbox: Sandbox, call: Call) -> Reply:
         "type": "PROJECT",
     }
     workspace = {
-        "id": _WORKSPACE_ID,
+        "id": WORKSPACE_ID,
         "name": "All Project Data",
         "project_id": int(sandbox.project_id),
         "is_default": True,
@@ -39,6 +40,6 @@ def me(sandbox: Sandbox, call: Call) -> Reply:
         "user_name": sandbox.username,
         "organizations": {str(_ORGANIZATION_ID): {"id": _ORGANIZATION_ID, "name": "Sandbox", "role": "owner"}},
         "projects": {sandbox.project_id: project},
-        "workspaces": {str(_WORKSPACE_ID): workspace},
+        "workspaces": {str(WORKSPACE_ID): workspace},
     }
     return json_reply(200, {"status": "ok", "results": results})

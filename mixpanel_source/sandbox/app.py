@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hmac
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,28 +17,21 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from . import account, engage, export
+from . import engage, parameters, saved
+from .access import Region, authorize
 from .data import Block, EventStore, LocalTime, Profiles
+from .endpoints import ENDPOINTS, Call, Endpoint, LimitName
 from .faults import Fault, Faults, Framing
 from .limits import RateLimit, Refusal
 from .lines import dump
-from .reply import EXPORT_429, ApiError, Family, Reply, encoded, error_reply, send_reply, spoiled
-
-Region = Literal["us", "eu", "in"]
+from .reply import EXPORT_429, ApiError, encoded, error_reply, send_reply, spoiled
 
 EXPORT_PER_HOUR, EXPORT_PER_SECOND, EXPORT_AT_ONCE = 60, 3, 100
 QUERY_PER_HOUR, QUERY_AT_ONCE = 60, 5
-"""For one project. Mixpanel docs: Rate Limits."""
+LEXICON_PER_MINUTE = 5
+"""For one project. Mixpanel docs: Rate Limits. At once, the Lexicon API takes as many as it takes in a minute."""
 
 _NO_FAULT = Fault.none()
-_REGION_HOSTS: dict[str, Region] = {
-    "mixpanel.com": "us",
-    "data.mixpanel.com": "us",
-    "eu.mixpanel.com": "eu",
-    "data-eu.mixpanel.com": "eu",
-    "in.mixpanel.com": "in",
-    "data-in.mixpanel.com": "in",
-}
 
 
 @dataclass
@@ -57,68 +47,11 @@ class RequestRecord:
     status: int | None = None
 
 
-@dataclass(frozen=True)
-class Call:
-    """What a handler reads of a request. Header names are in lower case."""
-
-    params: Mapping[str, str]
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One thing that can be asked. Its name is the one that faults and plan_402 use."""
-
-    name: str
-    family: Family
-    methods: frozenset[str]
-    paths: tuple[str, ...]
-    params: frozenset[str]
-    answer: Callable[[Sandbox, Call], Reply]
-    is_quick: Callable[[Sandbox, Call], bool] = lambda sandbox, call: True
-    is_follow_up: Callable[[Call], bool] = lambda call: False
-
-
-def _query_paths(path: str) -> tuple[str, ...]:
-    """The documented root of the Query API, and the older one that is still served."""
-    return f"/api/query/{path}", f"/api/2.0/{path}"
-
-
-def _not_found(sandbox: Sandbox, call: Call) -> Reply:
-    raise ApiError(404)
-
-
-GET, GET_OR_POST = frozenset({"GET"}), frozenset({"GET", "POST"})
-ENDPOINTS = (
-    Endpoint(
-        name="export",
-        family="export",
-        methods=GET,
-        paths=("/api/2.0/export",),
-        params=export.PARAMS,
-        answer=export.export,
-        is_quick=export.is_quick,
-    ),
-    Endpoint(
-        name="engage",
-        family="query",
-        methods=GET_OR_POST,
-        paths=_query_paths("engage"),
-        params=engage.PARAMS,
-        answer=engage.engage,
-        is_quick=lambda sandbox, call: engage.is_follow_up(call),
-        is_follow_up=engage.is_follow_up,
-    ),
-    Endpoint(name="me", family="app", methods=GET, paths=("/api/app/me",), params=account.PARAMS, answer=account.me),
-)
-_NOWHERE = Endpoint("", "query", GET_OR_POST, (), frozenset(), _not_found)
-
-
 class Sandbox:
     """A local Mixpanel with one project; `app` serves it over ASGI, SandboxServer over HTTP.
 
     folder: `events/` (files named for their UTC day, or any JSONL), `profiles.jsonl`, `groups/<data_group_id>.jsonl`,
-    each plain or gzip. Times in it are true UTC times, in seconds or milliseconds.
+    each plain or gzip; `saved.json` (see `saved.Saved`). Times in it are true UTC times, in seconds or milliseconds.
     """
 
     def __init__(
@@ -138,6 +71,7 @@ class Sandbox:
         retry_after: bool = True,
         count_engage_pages: bool = True,
         plan_402: Collection[str] = (),
+        other_shape: Collection[str] = (),
         history_days: int | None = None,
         late_events: bool = False,
         page_size: int = 1000,
@@ -159,7 +93,10 @@ class Sandbox:
         hour_s: how long an hour of the limits is; export's limit a second is not scaled.
         retry_after: whether 429 carries Retry-After; Mixpanel's docs are silent.
         count_engage_pages: whether engage's pages after the first count toward the 60 an hour.
-        plan_402: endpoints that the plan does not include. history_days: how far back the plan lets exports reach.
+        plan_402: endpoints that the plan does not include. history_days: how far back the plan lets dates reach.
+        other_shape: endpoints that answer in the form that clients met, where it is not that of the docs:
+        retention/addiction without `data`; annotations/tags and (a single one of) schemas under `results`;
+        events/properties/top with entries that have no count.
         late_events: an event is there only from its mp_processing_time_ms on, so that moving `now` brings in late ones.
         strict_params: unknown parameters are a 400, so that a client's mistake shows. Mixpanel's way is not known.
         engage_total, auth_failure, framing: which of the forms that were seen is used.
@@ -175,6 +112,7 @@ class Sandbox:
         self.retry_after = retry_after
         self.count_engage_pages = count_engage_pages
         self.plan_402 = plan_402
+        self.other_shape = other_shape
         self.history_days = history_days
         self.late_events = late_events
         self.page_size = page_size
@@ -187,12 +125,14 @@ class Sandbox:
         self.clock = clock
         self.events = EventStore(folder, self.local_time)
         self.profiles = Profiles(folder)
+        self.saved = saved.Saved(folder)
         self.sessions = engage.Sessions(session_ttl_s, clock)
         self.faults = Faults()
         self.requests: list[RequestRecord] = []
-        self.rate_limits: dict[Family, RateLimit] = {
-            "export": RateLimit(EXPORT_PER_HOUR, EXPORT_AT_ONCE, hour_s, EXPORT_PER_SECOND, clock),
-            "query": RateLimit(QUERY_PER_HOUR, QUERY_AT_ONCE, hour_s, None, clock),
+        self.rate_limits: dict[LimitName, RateLimit] = {
+            "export": RateLimit(EXPORT_PER_HOUR, hour_s, EXPORT_AT_ONCE, EXPORT_PER_SECOND, clock),
+            "query": RateLimit(QUERY_PER_HOUR, hour_s, QUERY_AT_ONCE, None, clock),
+            "lexicon": RateLimit(LEXICON_PER_MINUTE, hour_s / 60, LEXICON_PER_MINUTE, None, clock),
         }
         self.app = _app(self)
 
@@ -229,9 +169,44 @@ class Sandbox:
         """Replace the profiles of users, or of a group; bytes are served as they are."""
         self.profiles.replace(profiles, data_group_id)
 
-    def set_cohorts(self, cohorts: Mapping[int, Sequence[str]]) -> None:
-        """Replace the cohorts: the ids of their members, by cohort id."""
-        self.profiles.cohorts = {number: list(members) for number, members in cohorts.items()}
+    def set_cohorts(self, cohorts: saved.Rows) -> None:
+        """Replace the cohorts. A row has `id`, and the other fields of `saved.Cohort` where they matter.
+
+        Members need no profile.
+        """
+        self.saved.cohorts = saved.cohorts_of(cohorts)
+
+    def set_funnels(self, funnels: saved.Rows) -> None:
+        """Replace the saved funnels. A row has `funnel_id`, `name`, `steps` (see `saved.funnels_of`), `length`..."""
+        self.saved.funnels = saved.funnels_of(funnels)
+
+    def set_bookmarks(self, bookmarks: saved.Rows) -> None:
+        """Replace the saved reports. A row has `id`, `name`, `type`, and `report` or `query` (see `insights`)."""
+        self.saved.bookmarks = bookmarks
+
+    def set_annotations(self, annotations: saved.Rows, tags: saved.Rows = ()) -> None:
+        """Replace the annotations, each with an `id` and a `date`; `tags` are tags that none of them has."""
+        self.saved.annotations, self.saved.annotation_tags = annotations, tags
+
+    def set_schemas(self, schemas: saved.Rows) -> None:
+        """Replace the Lexicon's schemas, each with entityType, name and schemaJson."""
+        self.saved.schemas = schemas
+
+    def set_lookup_tables(self, tables: saved.Rows) -> None:
+        """Replace the lookup tables, each with an id and a name."""
+        self.saved.lookup_tables = tables
+
+    def set_experiments(self, experiments: saved.Rows) -> None:
+        """Replace the experiments, each with an id."""
+        self.saved.experiments = experiments
+
+    def set_flags(self, flags: saved.Rows) -> None:
+        """Replace the feature flags, each with an id; `status` archived hides one."""
+        self.saved.feature_flags = flags
+
+    def set_jql(self, script: str, answer: saved.JqlAnswer) -> None:
+        """What this script, blanks around it aside, yields: rows, or a function of its `params`."""
+        self.saved.jql[script.strip()] = answer
 
     def forget_requests(self) -> None:
         """Empty `requests`, and start a new hour of the limits."""
@@ -254,7 +229,7 @@ class _Serving:
         params, repeated = _params(request.url.query, await request.body(), headers.get("content-type", ""))
         record = RequestRecord(request.method, request.url.path, params, headers, sandbox.clock(), endpoint.name)
         sandbox.requests.append(record)
-        call = Call(params, headers)
+        call = Call(params, headers, {name: str(value) for name, value in request.path_params.items()})
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         fault = _NO_FAULT
         limit = None
@@ -263,7 +238,7 @@ class _Serving:
             try:
                 if request.method not in endpoint.methods:
                     raise ApiError(405)
-                _authorize(sandbox, endpoint, call)
+                authorize(sandbox, endpoint, call)
                 limit = _admit(sandbox, endpoint, call)
                 fault = sandbox.faults.take(endpoint.name, endpoint.is_follow_up(call)) or _NO_FAULT
                 if fault.kind == "expired_session":
@@ -295,7 +270,7 @@ def _app(sandbox: Sandbox) -> Starlette:
         for path in endpoint.paths
         for slash in ("", "/")
     ]
-    return Starlette(routes=[*routes, Route("/{path:path}", _Serving(sandbox, _NOWHERE))])
+    return Starlette(routes=routes)
 
 
 def _params(query: str, body: bytes, content_type: str) -> tuple[dict[str, str], list[str]]:
@@ -324,7 +299,10 @@ def _params(query: str, body: bytes, content_type: str) -> tuple[dict[str, str],
 
 
 def _check_params(sandbox: Sandbox, endpoint: Endpoint, params: Mapping[str, str], repeated: list[str]) -> None:
-    if not sandbox.strict_params or endpoint is _NOWHERE:
+    if endpoint.params is None:
+        return
+    parameters.whole(params, "workspace_id", None)
+    if not sandbox.strict_params:
         return
     unknown = sorted(params.keys() - endpoint.params)
     if unknown:
@@ -333,60 +311,16 @@ def _check_params(sandbox: Sandbox, endpoint: Endpoint, params: Mapping[str, str
         raise ApiError(400, f"Parameter given more than once: {', '.join(sorted(repeated))}")
 
 
-def _authorize(sandbox: Sandbox, endpoint: Endpoint, call: Call) -> None:
-    """Check the credentials and the project. Mixpanel docs: Service Accounts; Project Secret."""
-    credential = _credential(sandbox, call.headers)
-    if credential == "project secret" and endpoint.family == "app":
-        credential = None
-    host = call.headers.get("host", "").partition(":")[0]
-    if sandbox.region is not None and _REGION_HOSTS.get(host, sandbox.region) != sandbox.region:
-        credential = None
-    if credential is None:
-        raise ApiError(sandbox.auth_failure, "Unable to authenticate request")
-    if endpoint.family == "app":
-        return
-    project_id = call.params.get("project_id")
-    if project_id is None and credential != "project secret":
-        raise ApiError(400, "project_id is a required parameter")
-    if project_id is not None and project_id != sandbox.project_id:
-        raise ApiError(403)
-
-
-def _credential(sandbox: Sandbox, headers: Mapping[str, str]) -> str | None:
-    scheme, _, value = headers.get("authorization", "").partition(" ")
-    value = value.strip()
-    if scheme.lower() == "bearer":
-        return "token" if _same(value, sandbox.oauth_token) else None
-    if scheme.lower() != "basic":
-        return None
-    # Mixpanel takes the pair un-encoded as well.
-    user, _, password = (value if ":" in value else _from_base64(value)).partition(":")
-    if _same(user, sandbox.username) and _same(password, sandbox.secret):
-        return "service account"
-    # Known clients leave out the colon after the project secret.
-    return "project secret" if _same(user, sandbox.project_secret) and not password else None
-
-
-def _from_base64(value: str) -> str:
-    try:
-        return base64.b64decode(value, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return ""
-
-
-def _same(given: str, expected: str | None) -> bool:
-    return expected is not None and hmac.compare_digest(given.encode(), expected.encode())
-
-
 def _admit(sandbox: Sandbox, endpoint: Endpoint, call: Call) -> RateLimit | None:
     """Take a place within the limits; raises 429 in the words of the endpoint's family."""
-    limit = sandbox.rate_limits.get(endpoint.family)
-    if limit is None or not sandbox.limits or endpoint is _NOWHERE:
+    if endpoint.limit is None or not sandbox.limits:
         return None
+    limit = sandbox.rate_limits[endpoint.limit]
     refusal = limit.admit(counts=sandbox.count_engage_pages or not endpoint.is_follow_up(call))
     if refusal is None:
         return limit
-    text = EXPORT_429 if endpoint.family == "export" else _query_429(sandbox, refusal)
+    texts = {"export": EXPORT_429, "query": _query_429(sandbox, refusal), "lexicon": None}
+    text = texts[endpoint.limit]
     raise ApiError(429, text, headers={"retry-after": refusal.retry_after} if sandbox.retry_after else None)
 
 
@@ -396,7 +330,7 @@ def _query_429(sandbox: Sandbox, refusal: Refusal) -> str:
     return (
         f"Query rate limit exceeded for project_id: {sandbox.project_id}. "
         f"{refusal.running + at_once}/{refusal.at_once} queries running concurrently and "
-        f"{refusal.in_hour + (not at_once)}/{refusal.per_hour} queries running in the last hour. "
+        f"{refusal.in_window + (not at_once)}/{refusal.per_window} queries running in the last hour. "
         "Please reduce the rate of your queries."
     )
 

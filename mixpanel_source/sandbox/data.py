@@ -1,4 +1,4 @@
-"""What the local Mixpanel holds: events by export day, profiles, cohorts."""
+"""What the local Mixpanel holds: events by export day, and profiles."""
 
 from __future__ import annotations
 
@@ -103,6 +103,10 @@ class LocalTime:
     def today(self, now: datetime) -> date:
         """The day by which to_date is judged."""
         return now.astimezone(self.zone if self.legacy else UTC).date()
+
+    def wall_ms(self, served_ms: int) -> int:
+        """An exported time as the project's wall clock, read as if it were UTC: what reports count by."""
+        return served_ms if self.legacy else served_ms + self._offset_ms(served_ms // 900_000)
 
     def served_ms(self, now: datetime) -> int:
         """This moment as an exported time."""
@@ -237,11 +241,10 @@ def _size(block: Block) -> int:
 
 
 class Profiles:
-    """Profiles of users (group id None) and of groups, and who is in which cohort."""
+    """Profiles of users (group id None) and of groups."""
 
     def __init__(self, folder: Path | None) -> None:
         self._rows: dict[str | None, list[bytes]] = {}
-        self.cohorts: dict[int, list[str]] = {}
         if folder is not None:
             for name in ("profiles.jsonl", "profiles.jsonl.gz"):
                 if (folder / name).exists():
@@ -276,9 +279,9 @@ class Profiles:
                 kept.append(dump({"$distinct_id": distinct_id, "$properties": wanted}))
         return kept
 
-    def ids(self, data_group_id: str | None) -> set[str]:
-        """The distinct_ids that have a profile."""
-        return {distinct_id for _, distinct_id, _ in self._read(data_group_id)}
+    def by_id(self, data_group_id: str | None = None) -> dict[str, dict[str, Any]]:
+        """The properties of each distinct_id that has a profile."""
+        return {distinct_id: properties for _, distinct_id, properties in self._read(data_group_id)}
 
     def _read(self, data_group_id: str | None) -> Iterator[tuple[bytes, str, dict[str, Any]]]:
         for row in self._rows.get(data_group_id, []):

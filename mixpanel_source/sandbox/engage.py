@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -13,13 +12,15 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from . import parameters
 from .data import Block
-from .export import parse_where
+from .expressions import Row
 from .lines import dump
 from .reply import ApiError, Reply
 
 if TYPE_CHECKING:
-    from .app import Call, Sandbox
+    from .app import Sandbox
+    from .endpoints import Call
 
 PARAMS = frozenset(
     {
@@ -44,6 +45,7 @@ MAX_DISTINCT_IDS = 2000
 """The most ids in one `distinct_ids`, as a known client has it."""
 
 _MAX_SESSIONS = 1000
+_INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ class Sessions:
 def engage(sandbox: Sandbox, call: Call) -> Reply:
     """One page of the profiles that the parameters choose."""
     params = call.params
-    page = _whole(params, "page", 0, least=0)
+    page = parameters.whole(params, "page", 0, least=0)
     session_id = params.get("session_id", "")
     query = _query(params)
     if page == 0 and not session_id:
-        page_size = _whole(params, "page_size", sandbox.page_size, least=1)
+        page_size = parameters.whole(params, "page_size", sandbox.page_size)
         rows = _rows(sandbox, params)
         session_id = sandbox.sessions.start(rows, page_size, query, sandbox.current_time().timestamp())
     session = sandbox.sessions.get(session_id)
@@ -120,60 +122,52 @@ def _query(params: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _rows(sandbox: Sandbox, params: Mapping[str, str]) -> list[bytes]:
-    output_properties = _names(params, "output_properties")
-    ids = _names(params, "distinct_ids")
+    output_properties = parameters.names(params, "output_properties")
+    ids = parameters.names(params, "distinct_ids")
     if ids is not None and len(ids) > MAX_DISTINCT_IDS:
         raise ApiError(400, f"distinct_ids: at most {MAX_DISTINCT_IDS} ids")
     if "distinct_id" in params:
         ids = [params["distinct_id"]]
-    where = parse_where(params)
+    where = parameters.where(params)
     members = _members(sandbox, params)
-    data_group_id = params.get("data_group_id") or None
+    include_all = parameters.truth(params, "include_all_users", default=True)
+    data_group_id = _data_group_id(params)
+    parameters.whole(params, "as_of_timestamp", None)
     wanted = [set(some) for some in (ids, members) if some is not None]
 
     def keep(distinct_id: str, properties: Mapping[str, Any]) -> bool:
-        return all(distinct_id in some for some in wanted) and (where is None or where(properties))
+        return all(distinct_id in some for some in wanted) and (where is None or where(Row(properties)))
 
     rows = sandbox.profiles.rows(data_group_id, keep if wanted or where else None, output_properties)
-    if members is None or where is not None or params.get("include_all_users", "true").lower() != "true":
+    if members is None or where is not None or not include_all:
         return rows
     # By default a cohort's members are all there, those without a profile too; the shape of their rows is not known.
-    have = sandbox.profiles.ids(data_group_id)
+    have = sandbox.profiles.by_id(data_group_id)
     missing = [member for member in members if member not in have and (ids is None or member in ids)]
     return [*rows, *(dump({"$distinct_id": member, "$properties": {}}) for member in missing)]
 
 
 def _members(sandbox: Sandbox, params: Mapping[str, str]) -> list[str] | None:
-    text = params.get("filter_by_cohort")
-    if text is None:
+    if not params.get("filter_by_cohort"):
         return None
-    cohort = _json(text, "filter_by_cohort")
-    number = cohort.get("id") if isinstance(cohort, dict) else None
-    if isinstance(number, str) and number.isdigit():
+    asked = parameters.json_value(params["filter_by_cohort"], "filter_by_cohort")
+    number = asked.get("id") if isinstance(asked, dict) and len(asked) == 1 else None
+    if isinstance(number, str) and number.isdecimal():
         number = int(number)
-    if not isinstance(number, int) or number not in sandbox.profiles.cohorts:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ApiError(400, 'filter_by_cohort: not a JSON object of the form {"id": 1}')
+    cohort = sandbox.saved.cohort(number)
+    if cohort is None:
+        # What a deleted cohort answers is not known.
         raise ApiError(400, "filter_by_cohort: no such cohort")
-    return sandbox.profiles.cohorts[number]
+    return cohort.members
 
 
-def _names(params: Mapping[str, str], name: str) -> list[str] | None:
-    if name not in params:
+def _data_group_id(params: Mapping[str, str]) -> str | None:
+    """A signed 64-bit number, as text. Mixpanel docs: Group Analytics."""
+    given = params.get("data_group_id")
+    if not given:
         return None
-    names = _json(params[name], name)
-    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
-        raise ApiError(400, f"{name}: not a JSON array of strings")
-    return names
-
-
-def _json(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise ApiError(400, f"Invalid JSON Format: {name}") from None
-
-
-def _whole(params: Mapping[str, str], name: str, default: int, least: int) -> int:
-    text = params.get(name) or str(default)
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
-        raise ApiError(400, f"{name}: not a whole number from {least}")
-    return int(text)
+    if not re.fullmatch("-?[0-9]{1,19}", given) or int(given) not in _INT64:
+        raise ApiError(400, "data_group_id: not a 64-bit whole number")
+    return given

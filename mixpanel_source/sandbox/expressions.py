@@ -1,7 +1,8 @@
-"""Mixpanel's expression language, as far as `where` needs it.
+"""Mixpanel's expression language, for `where` and `on`.
 
 Grammar and rules: Mixpanel docs, Segmentation Expressions. Strings compare by their order too, as clients rely on for
-`$last_seen`. Left out: `user[...]`, `event[...]`, `behaviors`, `any`, `has_prefix`.
+`$last_seen`. `any` and a single `=` are in Mixpanel's own export script (Mixpanel docs: Hot Shard Limits). Left out:
+`behaviors`, `has_prefix`.
 """
 
 from __future__ import annotations
@@ -10,11 +11,25 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from .lines import MS_FROM
+
 Properties = Mapping[str, Any]
-Expression = Callable[[Properties], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What an expression speaks of: an event or a profile, the profile of the event's user, what `any` has bound."""
+
+    properties: Properties
+    user: Callable[[], Properties] = dict
+    bound: Mapping[str, Any] = field(default_factory=dict)
+
+
+Expression = Callable[[Row], Any]
 
 
 class ExpressionError(ValueError):
@@ -32,7 +47,7 @@ _TOKEN = re.compile(
         (?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)
       | (?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
       | (?P<name>[A-Za-z_]\w*)
-      | (?P<sign>==|!=|<=|>=|[-+*/%<>()\[\],])
+      | (?P<sign>==|!=|<=|>=|[-+*/%<>=()\[\],])
     )""",
     re.VERBOSE | re.DOTALL,
 )
@@ -40,10 +55,15 @@ _WORDS = {"and", "or", "not", "in"}
 _CONSTANTS: dict[str, Any] = {"true": True, "false": False, "null": None, "undefined": UNDEFINED}
 
 
-def parse(text: str) -> Callable[[Properties], bool]:
+def parse(text: str) -> Callable[[Row], bool]:
     """A test for rows: true only where the expression itself is true."""
     expression = _Parser(text).whole()
-    return lambda properties: expression(properties) is True
+    return lambda row: expression(row) is True
+
+
+def parse_value(text: str) -> Expression:
+    """What the expression is for a row; UNDEFINED where it has no value."""
+    return _Parser(text).whole()
 
 
 class _Parser:
@@ -52,6 +72,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self._tokens = list(_tokens(text))
         self._at = 0
+        self._bound: list[str] = []
 
     def whole(self) -> Expression:
         expression = self._or()
@@ -74,12 +95,12 @@ class _Parser:
     def _not(self) -> Expression:
         if self._take("not"):
             operand = self._not()
-            return lambda properties: _negated(operand(properties))
+            return lambda row: _negated(operand(row))
         return self._comparison()
 
     def _comparison(self) -> Expression:
         left = self._sum()
-        while sign := self._take("==", "!=", "<", "<=", ">", ">=", "in"):
+        while sign := self._take("==", "=", "!=", "<", "<=", ">", ">=", "in"):
             left = _binary(_COMPARISONS[sign], left, self._sum())
         return left
 
@@ -107,7 +128,7 @@ class _Parser:
             return inside
         if self._take("["):
             items = self._list("]")
-            return lambda properties: [item(properties) for item in items]
+            return lambda row: [item(row) for item in items]
         kind, text = self._tokens[self._at] if self._at < len(self._tokens) else ("end", "the end")
         self._at += 1
         if kind == "number":
@@ -124,11 +145,16 @@ class _Parser:
         if name.lower() in _CONSTANTS:
             constant = _CONSTANTS[name.lower()]
             return lambda _: constant
-        if name == "properties":
+        if name in self._bound:
+            return lambda row: row.bound[name]
+        if name in _REFERENCES:
+            look_up = _REFERENCES[name]
             self._need("[")
             key = self._or()
             self._need("]")
-            return lambda properties: _property(properties, key(properties))
+            return lambda row: look_up(row, key(row))
+        if name == "any":
+            return self._any()
         function = _FUNCTIONS.get(name)
         if function is None:
             raise ExpressionError(f"unknown name {name!r}")
@@ -136,7 +162,30 @@ class _Parser:
         arguments = self._list(")")
         if not 1 <= len(arguments) <= (2 if name == "string" else 1):
             raise ExpressionError(f"{name} does not take {len(arguments)} arguments")
-        return lambda properties: function(*(argument(properties) for argument in arguments))
+        return lambda row: function(*(argument(row) for argument in arguments))
+
+    def _any(self) -> Expression:
+        """any(X, list, test): whether the test holds for an item, under the name X."""
+        self._need("(")
+        kind, name = self._tokens[self._at] if self._at < len(self._tokens) else ("end", "the end")
+        if kind != "name":
+            raise ExpressionError(f"any needs a name, not {name!r}")
+        self._at += 1
+        self._need(",")
+        items = self._or()
+        self._need(",")
+        self._bound.append(name)
+        test = self._or()
+        self._bound.pop()
+        self._need(")")
+
+        def apply(row: Row) -> Any:
+            found = items(row)
+            if not isinstance(found, list):
+                return UNDEFINED
+            return any(_as_boolean(test(replace(row, bound={**row.bound, name: item}))) for item in found)
+
+        return apply
 
     def _list(self, end: str) -> list[Expression]:
         items: list[Expression] = []
@@ -177,15 +226,15 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _binary(function: Callable[[Any, Any], Any], left: Expression, right: Expression) -> Expression:
-    return lambda properties: function(left(properties), right(properties))
+    return lambda row: function(left(row), right(row))
 
 
 def _both(left: Expression, right: Expression) -> Expression:
-    return lambda properties: _as_boolean(left(properties)) and _as_boolean(right(properties))
+    return lambda row: _as_boolean(left(row)) and _as_boolean(right(row))
 
 
 def _either(left: Expression, right: Expression) -> Expression:
-    return lambda properties: _as_boolean(left(properties)) or _as_boolean(right(properties))
+    return lambda row: _as_boolean(left(row)) or _as_boolean(right(row))
 
 
 def _as_boolean(value: Any) -> bool:
@@ -204,6 +253,30 @@ def _negated(value: Any) -> Any:
 
 def _property(properties: Properties, key: Any) -> Any:
     return properties.get(key, UNDEFINED) if isinstance(key, str) else UNDEFINED
+
+
+def _own_property(row: Row, key: Any) -> Any:
+    """A property, or the event's time and id under the names that Mixpanel's own pages give them."""
+    if key == "$time" and key not in row.properties:
+        return _event_field(row, key)
+    if key == "$distinct_id" and key not in row.properties:
+        return _property(row.properties, "distinct_id")
+    return _property(row.properties, key)
+
+
+def _event_field(row: Row, key: Any) -> Any:
+    """event["$time"], in epoch seconds: what `datetime` gives."""
+    time = _property(row.properties, "time")
+    if key != "$time" or _type(time) != "number":
+        return UNDEFINED
+    return time / 1000 if abs(time) > MS_FROM else time
+
+
+_REFERENCES: dict[str, Callable[[Row, Any], Any]] = {
+    "properties": _own_property,
+    "event": _event_field,
+    "user": lambda row, key: _property(row.user(), key),
+}
 
 
 def _type(value: Any) -> str:
@@ -233,6 +306,7 @@ def _in(left: Any, right: Any) -> Any:
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "==": _equal,
+    "=": _equal,
     "!=": lambda left, right: not _equal(left, right),
     "<": _ordered(lambda left, right: left < right),
     "<=": _ordered(lambda left, right: left <= right),

@@ -204,7 +204,8 @@ class Faults:
         self._endpoints: frozenset[str] | None = None
 
     def next(self, endpoint: str, *faults: Fault) -> None:
-        """The next requests to this endpoint (`export`, `engage`, `me`) suffer these, in this order, each once."""
+        """The next requests to this endpoint suffer these, in this order, each once. Its name is its path, shortened:
+        `export`, `engage`, `me`, `events/names`, `schemas` and so on."""
         with self._lock:
             self._queues.setdefault(endpoint, deque()).extend(faults)
 

@@ -1,7 +1,8 @@
 """Mixpanel's rate limits for one project, as a rolling window.
 
 Mixpanel docs: Rate Limits (60 requests an hour and 3 a second for raw export, 100 at once; 60 an hour for the Query
-API, 5 at once). Whether the hour rolls or follows the clock is not documented; here it rolls.
+API, 5 at once; 5 a minute for Lexicon schemas). Whether the hour rolls or follows the clock is not documented; here it
+rolls.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ class Refusal:
 
     running: int
     at_once: int
-    in_hour: int
-    per_hour: int
+    in_window: int
+    per_window: int
     wait_s: float
 
     @property
@@ -32,13 +33,13 @@ class RateLimit:
     """One family's limits. A refused request does not count."""
 
     def __init__(
-        self, per_hour: int, at_once: int, hour_s: float, per_second: int | None, clock: Callable[[], float]
+        self, per_window: int, window_s: float, at_once: int, per_second: int | None, clock: Callable[[], float]
     ) -> None:
-        self.per_hour = per_hour
+        self.per_window = per_window
         self.at_once = at_once
         self.running = 0
         self._clock = clock
-        self._windows = [(per_hour, hour_s)]
+        self._windows = [(per_window, window_s)]
         if per_second is not None:
             self._windows.append((per_second, 1.0))
         self._longest_s = max(seconds for _, seconds in self._windows)
@@ -69,8 +70,8 @@ class RateLimit:
         self.running -= 1
 
     def forget(self) -> None:
-        """Start a new hour."""
+        """Start a new window."""
         self._starts.clear()
 
     def _refusal(self, wait_s: float) -> Refusal:
-        return Refusal(self.running, self.at_once, len(self._starts), self.per_hour, wait_s)
+        return Refusal(self.running, self.at_once, len(self._starts), self.per_window, wait_s)

@@ -14,8 +14,8 @@ from .data import Block, gzipped
 from .faults import Fault, Framing
 from .lines import dump
 
-Family = Literal["export", "query", "app"]
-"""The families of hosts and paths, each with its own limits and its own error bodies."""
+Family = Literal["export", "query", "app", "ingestion"]
+"""The families of hosts and paths, each with its own error bodies."""
 
 GZIP_FROM_BYTES = 1400
 """A body over this size is compressed for a client that accepts it. Mixpanel docs: Raw Event Export."""
@@ -100,6 +100,9 @@ def error_reply(family: Family, target: str, error: ApiError) -> Reply:
         return Reply(error.status, [Block(error.text.encode())], "text/plain", error.headers)
     if family == "app":
         return json_reply(error.status, {"status": "error", "error": error.text}, error.headers)
+    if family == "ingestion":
+        status = HTTPStatus(error.status).phrase
+        return json_reply(error.status, {"code": error.status, "error": error.text, "status": status}, error.headers)
     if family == "export" and error.status == 429:
         return json_reply(429, {"error": EXPORT_429}, error.headers)
     return json_reply(error.status, {"request": target, "error": error.text}, error.headers)
@@ -117,7 +120,7 @@ def spoiled(reply: Reply, fault: Fault, family: Family, target: str) -> Reply:
             content_type = headers.pop("content-type", "application/json" if is_json else "text/plain")
             return Reply(fault.code, [Block(fault.content)], content_type, headers)
         case "error_in_200":
-            return json_reply(200, {"request": target, "error": fault.text})
+            return error_reply(family, target, ApiError(200, fault.text))
         case "empty":
             return replace(reply, blocks=[])
         case "terminated_early":
