@@ -59,6 +59,9 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
 }
 """What an account may say of its loads; options of a load win over it."""
 
+LOCK_TIMEOUT_S: Final = 10.0
+"""How long a writer of the file waits for another one, which takes some milliseconds."""
+
 REQUIRED_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "service_account": ("username", "secret", "project_id", "region"),
     "project_secret": ("secret", "project_id", "region"),
@@ -74,11 +77,19 @@ class Config:
     default: str | None = None
     accounts: dict[str, Account] = field(default_factory=dict)
 
+    @property
+    def used(self) -> str | None:
+        """The account where none is named: the default, or the only one."""
+        return self.default or (next(iter(self.accounts)) if len(self.accounts) == 1 else None)
+
 
 def config_path(environ: Mapping[str, str] | None = None) -> Path:
     """`MP_CONFIG_PATH`, else `~/.mp/config.toml`."""
     value = (os.environ if environ is None else environ).get("MP_CONFIG_PATH")
-    return Path(value).expanduser() if value else settings.mixpanel_home() / "config.toml"
+    try:
+        return Path(value).expanduser() if value else settings.mixpanel_home() / "config.toml"
+    except RuntimeError:
+        raise ConfigError(f"MP_CONFIG_PATH {value!r} begins with the home of a user that is not known") from None
 
 
 def read_config(path: Path | None = None) -> Config:
@@ -111,39 +122,59 @@ def add_account(
     import tomlkit
 
     path = path or config_path()
-    if not name or name != name.strip() or not name.isprintable():
-        raise ConfigError(f"not a name for an account: {name!r}")
-    config = read_config(path)
-    if name in config.accounts and not replace:
-        raise AccountExistsError(
-            f"{path} already has an account {name!r}", hint=f"choose another name, or take [accounts.{name}] out"
-        )
-    default = name if make_default or not config.accounts else config.default
-    expected = Config(default, {**config.accounts, name: dataclasses.replace(account, name=name)})
-    with _editing(path, expected) as document:
-        if "accounts" not in document:
-            document["accounts"] = tomlkit.table(is_super_table=True)
-        table = tomlkit.table()
-        for key, value in _keys_of(account).items():
-            table[key] = value
-        document["accounts"][name] = table
+    keys = _keys_of(account)
+    _account(path, name, keys)  # else what cannot be read back would only be told by the whole file
+    with _locked(path):
+        config = _config_without(path, name, replace)
+        default = name if make_default or not config.accounts else config.default
+        expected = Config(default, {**config.accounts, name: dataclasses.replace(account, name=name)})
+        with _editing(path, expected) as document:
+            if "accounts" not in document:
+                document["accounts"] = tomlkit.table(is_super_table=True)
+            table = tomlkit.table()
+            for key, value in keys.items():
+                table[key] = value
+            document["accounts"][name] = table
+
+
+def check_new_name(name: str, path: Path | None = None) -> None:
+    """Raises `ConfigError` or `AccountExistsError` where `add_account` would, for asking before the secret is."""
+    _config_without(path or config_path(), name)
 
 
 def remove_account(name: str, path: Path | None = None) -> None:
     """Forgets an account; if it was the default there is none afterwards. Raises `AccountNotFoundError`."""
     path = path or config_path()
-    config = _config_with(path, name)
-    rest = {other: account for other, account in config.accounts.items() if other != name}
-    with _editing(path, Config(None if config.default == name else config.default, rest)) as document:
-        del document["accounts"][name]
+    with _locked(path):
+        config = _config_with(path, name)
+        rest = {other: account for other, account in config.accounts.items() if other != name}
+        with _editing(path, Config(None if config.default == name else config.default, rest)) as document:
+            del document["accounts"][name]
 
 
 def set_default(name: str, path: Path | None = None) -> None:
     """Makes `name` the default account. Raises `AccountNotFoundError`."""
     path = path or config_path()
-    config = _config_with(path, name)
-    with _editing(path, Config(name, config.accounts)):
-        pass
+    with _locked(path):
+        config = _config_with(path, name)
+        with _editing(path, Config(name, config.accounts)):
+            pass
+
+
+def find_account(name: str, path: Path | None = None) -> Account:
+    """The account of that name, whatever the environment says. Raises `AccountNotFoundError`."""
+    return _config_with(path or config_path(), name).accounts[name]
+
+
+def _config_without(path: Path, name: str, replace: bool = False) -> Config:
+    if not name or name != name.strip() or not name.isprintable():
+        raise ConfigError(f"not a name for an account: {name!r}")
+    config = read_config(path)
+    if name in config.accounts and not replace:
+        raise AccountExistsError(
+            f"{path} already has an account {name!r}", hint="choose another name, or mpload auth remove it first"
+        )
+    return config
 
 
 def _config_with(path: Path, name: str) -> Config:
@@ -283,6 +314,29 @@ def _keys_of(account: Account) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One writer at a time, from reading to writing: else the later of two would undo the change of the other."""
+    from filelock import FileLock, Timeout
+
+    # Not the file itself: each writer puts another one in its place.
+    lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o600)
+    problem = ""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock.acquire(timeout=LOCK_TIMEOUT_S)
+    except Timeout:
+        problem = "another process has been changing it for some time"
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+    if problem:
+        raise ConfigError(f"{path} cannot be written: {problem}")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
 def _editing(path: Path, expected: Config) -> Iterator[Any]:
     """The file's document for changing its accounts; comments and order stay.
 
@@ -326,7 +380,6 @@ def _write(path: Path, text: str) -> None:
     problem = ""
     temporary: Path | None = None
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp's mode is 0600
         temporary = Path(name)
         with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:

@@ -296,7 +296,7 @@ class MixpanelClient:
         if not path.startswith("/"):
             raise ConfigError(f"a path begins with /, not {path[:40]!r}")
         query: dict[str, str | int] = {}
-        if family != "app" if send_project is None else send_project:
+        if family not in ("app", "lexicon") if send_project is None else send_project:
             query["project_id"] = self.credentials.project_id
         if family == "query" and self.credentials.workspace_id is not None:
             query["workspace_id"] = self.credentials.workspace_id
@@ -445,9 +445,10 @@ class MixpanelClient:
         if status == 401 or status == 403 or "unable to authenticate" in low:
             region = self.credentials.region
             hint = (
-                f"check username, secret, project and region (now {region!r}), and the account's rights to the project"
+                f"check username, secret, project and region (now {region!r}), and the account's rights to the project:"
+                " mpload auth test tells which"
             )
-            return _FailedError(AuthenticationError(message, hint=hint))
+            return _FailedError(AuthenticationError(message, hint=hint, status=status))
         return _FailedError(QueryError(message, hint=self._query_hint(call, status, text), status=status))
 
     def _query_hint(self, call: _Call, status: int, text: str) -> str | None:

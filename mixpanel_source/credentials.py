@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from mixpanel_source import settings
-from mixpanel_source.errors import AccountNotFoundError, AuthenticationError, ConfigError
+from mixpanel_source.errors import AuthenticationError, ConfigError
 from mixpanel_source.settings import Region
 
 CredentialKind = Literal["service_account", "project_secret", "oauth_token"]
@@ -150,24 +150,19 @@ def resolve_credentials(
         return Account(from_environment)
 
     path = config_path or accounts.config_path(environ)
-    config = accounts.read_config(path)
     if account is not None:
-        if account not in config.accounts:
-            known = ", ".join(config.accounts) or "none"
-            raise AccountNotFoundError(f"{path} has no account {account!r}", hint=f"its accounts: {known}")
-        return config.accounts[account]
-    if config.default is not None:
-        return config.accounts[config.default]
-    if len(config.accounts) == 1:
-        return next(iter(config.accounts.values()))
+        return accounts.find_account(account, path)
+    config = accounts.read_config(path)
+    if config.used is not None:
+        return config.accounts[config.used]
     if config.accounts:
         raise AuthenticationError(
             f"{path} has accounts but no default one",
-            hint=f'name one: --account NAME ({", ".join(config.accounts)}), or default = "NAME" in the file',
+            hint=f"name one: --account NAME ({', '.join(config.accounts)}), or choose it: mpload auth switch NAME",
         )
     raise AuthenticationError(
         "no Mixpanel credentials found",
-        hint=f"set {', '.join(ENVIRONMENT)}, or describe an account in {path} (see the README);"
+        hint=f"set {', '.join(ENVIRONMENT)}, or keep an account in {path}: mpload auth add NAME;"
         " `mpload demo` needs none",
     )
 

@@ -25,7 +25,14 @@ class AccountExistsError(MixpanelDataError):
 
 
 class AuthenticationError(MixpanelDataError):
-    """No credentials, or Mixpanel refused them (401; 403 without rights; 400 "Unable to authenticate")."""
+    """No credentials, or Mixpanel refused them (401; 403 without rights; 400 "Unable to authenticate").
+
+    `status` is Mixpanel's HTTP status, where it was asked.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class PlanError(MixpanelDataError):

@@ -108,8 +108,8 @@ class Exports(Closing):
     """The rows of each window. The next export is fetched while one is read and written.
 
     Fetched, not read: two threads reading at once cost more CPU than they save time. `loaded` are the days that the
-    destination holds. Closing ends what is under way. An error ends it, and every later call
-    raises the same one; with `skip_incomplete` a window that never comes whole is left out, and the others still come.
+    destination holds. Closing ends what is under way. An error ends it, and every later call raises the same one; with
+    `skip_incomplete` a window that never comes whole is left out, and the others still come.
     """
 
     def __init__(

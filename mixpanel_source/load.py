@@ -27,11 +27,13 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from filelock import FileLock, Timeout
 
 from mixpanel_source import settings
-from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
+from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
+from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_record import recorded
 from mixpanel_source.project import Project, parse_day
 from mixpanel_source.resources.events import PackageLimits, days_scope, events_package
+from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.source import loaded_days_of, source_of
 from mixpanel_source.warehouse import (
@@ -48,7 +50,9 @@ from mixpanel_source.windows import ONE_DAY, DateRange, Window
 
 logger = logging.getLogger(__name__)
 
-RESOURCES = ("events", "profiles")
+DEFAULT_RESOURCES = ("events", "profiles")
+"""What is loaded where no resource is named."""
+RESOURCES = (*DEFAULT_RESOURCES, *LISTINGS)
 WITH_DAYS = ("events",)
 """The resources that dates apply to; the others are loaded as they are now."""
 
@@ -107,6 +111,8 @@ class TableLoad:
     days: int = 0
     seconds: float = 0.0
     error: MixpanelDataError | None = None
+    is_left_out: bool = False
+    """The project's plan does not include it."""
 
 
 @dataclass
@@ -125,7 +131,7 @@ class LoadResult:
 def load(
     project: Project,
     database: Path,
-    resources: Sequence[str] = RESOURCES,
+    resources: Sequence[str] = DEFAULT_RESOURCES,
     *,
     asked: DateRange = DateRange(),
     filter_: EventFilter = EventFilter(),
@@ -133,7 +139,8 @@ def load(
 ) -> LoadResult:
     """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
 
-    An error of one resource is kept in the result, and the others are loaded. Raises WarehouseError where the file
+    An error of one resource is kept in the result, and the others are loaded; one that the project's plan does not
+    include is left out with a warning, unless it is one of DEFAULT_RESOURCES. Raises WarehouseError where the file
     cannot be written or another load works on it, ConfigError where the dates or resources cannot be.
     """
     unknown = [name for name in resources if name not in RESOURCES]
@@ -142,13 +149,15 @@ def load(
     result = LoadResult(database)
     told = progress or NoProgress()
     check_database(database)
-    with _locked(database), recorded(database, lambda: result.error):
+    with _locked(database), recorded(database, lambda: result.error, lambda: result.warnings):
         prepare_database(database)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
             "profiles": lambda table: _load_profiles(pipeline, project, told, table, database),
         }
+        for listing in LISTINGS.values():
+            steps[listing.table] = partial(_load_listing, pipeline, project, told, database, listing)
         for name in RESOURCES:
             if name not in resources:
                 continue
@@ -160,6 +169,12 @@ def load(
                     steps[name](table)
             except ConfigError:
                 raise
+            except PlanError as error:
+                if name in DEFAULT_RESOURCES:
+                    table.error = error
+                else:
+                    table.is_left_out = True
+                    result.warnings.append(f"{name} is left out: {error.message}")
             except MixpanelDataError as error:
                 table.error = error
             table.seconds = time.monotonic() - started
@@ -326,10 +341,24 @@ def _load_profiles(
         pipeline.run(
             source_of(profiles_resource(lambda: project, on_page=progress.profiles, about_to_write=writing.begin))
         )
+    _count_rows(pipeline, table)
+    _forget_old_packages(pipeline)
+
+
+def _load_listing(
+    pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, database: Path, listing: Listing, table: TableLoad
+) -> None:
+    with _Writing(database, progress) as writing:
+        pipeline.run(source_of(listing_resource(listing, lambda: project, about_to_write=writing.begin)))
+    _count_rows(pipeline, table)
+    _forget_old_packages(pipeline)
+
+
+def _count_rows(pipeline: dlt.Pipeline, table: TableLoad) -> None:
+    """By dlt's trace of the last run."""
     trace = pipeline.last_trace
     counts = trace.last_normalize_info.row_counts if trace and trace.last_normalize_info else {}
-    table.rows = counts.get("profiles", 0)
-    _forget_old_packages(pipeline)
+    table.rows = counts.get(table.table, 0)
 
 
 def _forget_old_packages(pipeline: dlt.Pipeline) -> None:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ class LoadRecord:
     ended_at: datetime | None = None
     outcome: Outcome | None = None
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def record_path(database: Path) -> Path:
@@ -48,8 +49,12 @@ def record_path(database: Path) -> Path:
 
 
 @contextlib.contextmanager
-def recorded(database: Path, error_of: Callable[[], MixpanelDataError | None]) -> Iterator[None]:
-    """Notes that a load begins, and how it ends: raising, with the error of `error_of`, or well.
+def recorded(
+    database: Path,
+    error_of: Callable[[], MixpanelDataError | None],
+    warnings_of: Callable[[], Iterable[str]] = lambda: (),
+) -> Iterator[None]:
+    """Notes that a load begins, and how it ends: raising, with the error of `error_of`, or well; and what it warned of.
 
     The caller holds `lock_path(database)`. Raises WarehouseError where the beginning cannot be noted.
     """
@@ -67,7 +72,8 @@ def recorded(database: Path, error_of: Callable[[], MixpanelDataError | None]) -
         raised = error
         raise
     finally:
-        ended = replace(record, ended_at=datetime.now(UTC), **_outcome(raised or error_of()))
+        outcome = _outcome(raised or error_of())
+        ended = replace(record, ended_at=datetime.now(UTC), warnings=tuple(warnings_of()), **outcome)
         try:
             _write(path, ended)
         except OSError as error:  # what was loaded is loaded
@@ -123,6 +129,7 @@ def _record(item: dict[str, Any]) -> LoadRecord:
         datetime.fromisoformat(ended_at) if ended_at else None,
         item["outcome"],
         item["error"],
+        tuple(item["warnings"]),
     )
 
 

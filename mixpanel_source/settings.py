@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 Region = Literal["us", "eu", "in"]
-ApiFamily = Literal["export", "query", "app", "ingestion"]
+ApiFamily = Literal["export", "query", "app", "lexicon", "ingestion"]
 
 REGIONS: Final[tuple[Region, ...]] = ("us", "eu", "in")
 
@@ -27,6 +27,11 @@ HOSTS: Final[dict[ApiFamily, dict[Region, str]]] = {
         "eu": "https://eu.mixpanel.com",
         "in": "https://in.mixpanel.com",
     },
+    "lexicon": {
+        "us": "https://mixpanel.com",
+        "eu": "https://eu.mixpanel.com",
+        "in": "https://in.mixpanel.com",
+    },
     "ingestion": {
         "us": "https://api.mixpanel.com",
         "eu": "https://api-eu.mixpanel.com",
@@ -39,14 +44,16 @@ LIMITS: Final[dict[ApiFamily, tuple[tuple[int, float], ...]]] = {
     "export": ((60, 3600.0), (3, 1.0)),
     "query": ((60, 3600.0),),
     "app": ((1, 1.0),),
+    "lexicon": ((5, 60.0),),
     "ingestion": ((1, 1.0),),
 }
 """(requests, seconds) allowed to one project. Mixpanel docs: Rate Limits (reference/rate-limits).
 
-No limit is published for the App API, nor for reads from the ingestion host (lookup tables); one request a second is
+"lexicon" is the part of the App API with a limit of its own (Mixpanel docs: Lexicon Schemas). No other one is published
+for the App API, nor for reads from the ingestion host (lookup tables); one request a second is
 our own choice."""
 
-MAX_CONCURRENT: Final[dict[ApiFamily, int]] = {"export": 100, "query": 5, "app": 1, "ingestion": 1}
+MAX_CONCURRENT: Final[dict[ApiFamily, int]] = {"export": 100, "query": 5, "app": 1, "lexicon": 1, "ingestion": 1}
 """Requests of one project that may be under way at once. Mixpanel docs: Rate Limits."""
 
 PROJECT_SECRET_ENDS: Final = "2027-03-03"  # noqa: S105

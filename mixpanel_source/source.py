@@ -18,9 +18,11 @@ from mixpanel_source.credentials import Account, Credentials, resolve_credential
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.exports import EventFilter
+from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project, parse_day, project_of
 from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.resources.events import events as events_resource
+from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.windows import DateRange, LoadedDay
 
@@ -77,7 +79,9 @@ def mixpanel_source(
     wait: bool = True,
     base_url: str | None = None,
 ) -> Iterable[DltResource]:
-    """Events and profiles of one Mixpanel project. Build a fresh source for every run.
+    """Events and profiles of one Mixpanel project, and the tables of LISTINGS. Build a fresh source for every run.
+
+    Only events and profiles are loaded unless `with_resources` names others.
 
     Without dates `events` goes on from what the destination holds: every unsettled day again and the missing ones,
     up to yesterday. With `from_date` (and `to_date`; `YYYY-MM-DD`, both included) it loads the days of the range that
@@ -113,11 +117,15 @@ def mixpanel_source(
             base_url=base_url,
         )
 
+    listings = [listing_resource(listing, open_project) for listing in LISTINGS.values()]
+    for resource in listings:
+        resource.selected = False
     return [
         events_resource(
             open_project, asked, filter_, loaded_days=lambda: loaded_days_of(dlt.current.pipeline(), filter_)
         ),
         profiles_resource(open_project),
+        *listings,
     ]
 
 

@@ -35,6 +35,7 @@ NO_LIMITS: dict[settings.ApiFamily, tuple[tuple[int, float], ...]] = {
     "export": ((100_000, 1.0),),
     "query": ((100_000, 1.0),),
     "app": ((100_000, 1.0),),
+    "lexicon": ((100_000, 1.0),),
     "ingestion": ((100_000, 1.0),),
 }
 

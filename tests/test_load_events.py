@@ -842,7 +842,7 @@ def test_the_source_takes_arguments_and_loads_nothing_when_all_is_there(
 
 def test_the_source_is_built_with_no_credentials_and_no_request(sandbox: Sandbox, server: SandboxServer) -> None:
     source = mixpanel_source("2024-03-01", base_url=server.url)
-    assert sorted(source.resources) == ["events", "profiles"]
+    assert sorted(source.selected_resources) == ["events", "profiles"]
     assert sandbox.requests == []
     with pytest.raises(ConfigError, match="from_date '1 March' is not a day"):
         mixpanel_source("1 March")

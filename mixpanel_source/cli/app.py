@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple
 from io import TextIOWrapper
 from itertools import pairwise
@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from mixpanel_source.cli import exit_codes
-from mixpanel_source.cli.global_options import GlobalOptions, takes_global_options
+from mixpanel_source.cli import auth, exit_codes
+from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
 from mixpanel_source.cli.output import (
     TABLE_ROWS,
@@ -32,15 +32,11 @@ from mixpanel_source.errors import AuthenticationError, ConfigError, MixpanelDat
 # Typer's panels would cost more than everything else that `--help` does.
 app = typer.Typer(name=PROGRAM, rich_markup_mode=None, context_settings={"help_option_names": ["--help", "-h"]})
 
-_EPILOG = "Options of mpload itself (--db, --format, --quiet ...: see mpload --help) may stand here, too."
-
 # Typer may bring its own copy of Click, whose classes are not those of the click package.
 _ClickError: type[Any] = typer.BadParameter.__mro__[2]
 
 
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    app.command(epilog=_EPILOG)(takes_global_options(function))
-    return function
+command = commands_of(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -64,6 +60,7 @@ def _root(
 
     \b
     mpload demo                                  see it work, without an account
+    mpload auth add --help                       keep credentials; mpload auth test tries them
     mpload load --from 2024-01-01                load events and profiles
     mpload sql 'SELECT count(*) FROM events'     ask what was loaded
     """
@@ -76,7 +73,12 @@ app.callback()(takes_global_options(_root, after_command=False))
 def load(
     options: GlobalOptions,
     resources: Annotated[
-        list[str] | None, typer.Argument(metavar="[RESOURCE]...", help="events, profiles; both if none is named.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RESOURCE]...",
+            help="events, profiles: both if none is named; cohorts, funnels, annotations, event_definitions,"
+            " property_definitions, lookup_tables, experiments, feature_flags.",
+        ),
     ] = None,
     from_date: Annotated[
         str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
@@ -129,7 +131,7 @@ def load(
     """
     from mixpanel_source.cli.progress import LoadDisplay
     from mixpanel_source.exports import EventFilter
-    from mixpanel_source.load import RESOURCES, WITH_DAYS, dates_of
+    from mixpanel_source.load import DEFAULT_RESOURCES, RESOURCES, WITH_DAYS, dates_of
     from mixpanel_source.load import load as load_tables
     from mixpanel_source.project import parse_day, project_of
 
@@ -149,7 +151,7 @@ def load(
         on_wait=display.waiting,
     )
     asked = dates_of(project, from_date, to_date, refresh)
-    names = resources or RESOURCES
+    names = resources or DEFAULT_RESOURCES
     database = options.find_database(account)
     if from_date or to_date:
         for name in set(resources or ()) & set(RESOURCES) - set(WITH_DAYS):
@@ -182,8 +184,10 @@ def load(
     )
     if result.error is not None:
         raise result.error
-    loaded = [table for table in result.tables if table.days or table.table not in WITH_DAYS]
-    if len(loaded) < len(result.tables):
+    loaded = [
+        table for table in result.tables if not table.is_left_out and (table.days or table.table not in WITH_DAYS)
+    ]
+    if any(table.table in WITH_DAYS and not table.days for table in result.tables):
         options.say(f"{'no new events' if loaded else 'nothing new'}: every day asked for is there and complete")
     if loaded:
         options.say(f"loaded into {database}")
@@ -226,7 +230,7 @@ def demo(options: GlobalOptions) -> None:
 def sandbox(
     options: GlobalOptions,
     folder: Annotated[
-        Path | None, typer.Argument(help="events/*.jsonl and profiles.jsonl; without it the demo data.")
+        Path | None, typer.Argument(help="events/*.jsonl, profiles.jsonl, saved.json; without it the demo data.")
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     project_timezone: Annotated[str, typer.Option(metavar="ZONE", help="The project's time zone.")] = "UTC",
@@ -368,6 +372,9 @@ def info(options: GlobalOptions) -> None:
 
     database = options.find_database()
     write_record(info_record(database, options.find_project_id()), options.output)
+
+
+app.add_typer(auth.group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from mixpanel_source.credentials import Account
 
 
+_EPILOG = "Options of mpload itself (--db, --format, --quiet ...: see mpload --help) may stand here, too."
+
+
 @dataclass(frozen=True)
 class _Option:
     flags: tuple[str, ...]
@@ -94,8 +97,12 @@ class GlobalOptions:
         if not self.quiet:
             note(text)
 
-    def find_account(self) -> Account:
-        """The account the options and the environment lead to. Raises as `resolve_credentials`."""
+    def find_account(self, name: str | None = None) -> Account:
+        """The account the options and the environment lead to; with `name`, that of the config file in any case.
+
+        Raises as `resolve_credentials`.
+        """
+        from mixpanel_source import accounts
         from mixpanel_source.credentials import ENVIRONMENT, resolve_credentials
 
         if self._account is not None:
@@ -103,7 +110,10 @@ class GlobalOptions:
         environ = dict(os.environ)
         if self.project and any(environ.get(name) for name in ENVIRONMENT):
             environ["MP_PROJECT_ID"] = self.project
-        account = resolve_credentials(self.account, environ, notify=self.say)
+        if name is None:
+            account = resolve_credentials(self.account, environ, notify=self.say)
+        else:
+            account = accounts.find_account(name)
         hide(account.credentials.secret.reveal(), account.credentials.authorization().partition(" ")[2])
         if self.project:
             other = replace(account.credentials, project_id=self.project, workspace_id=None)
@@ -138,19 +148,34 @@ class GlobalOptions:
             return None
 
 
+def commands_of(group: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that makes a function a command of `group`, with the global options."""
+
+    def command(function: Callable[..., None]) -> Callable[..., None]:
+        name = function.__name__.rstrip("_").replace("_", "-")  # `list_` is called list
+        group.command(name, epilog=_EPILOG)(takes_global_options(function))
+        return function
+
+    return command
+
+
 def takes_global_options(function: Callable[..., None], *, after_command: bool = True) -> Callable[..., None]:
-    """A function of GlobalOptions and options of its own, as Typer wants it: with the global options among its own."""
+    """A function of GlobalOptions and options of its own, as Typer wants it: with the global options among its own.
+
+    An option of its own that is named like a global one takes its place.
+    """
     _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    others = {name: option for name, option in _OPTIONS.items() if name not in {one.name for one in own}}
 
     def run(**values: Any) -> None:
         options: GlobalOptions = values.pop("context").obj
-        options.take(**{name: values.pop(f"global_{name}") for name in _OPTIONS})
+        options.take(**{name: values.pop(f"global_{name}") for name in others})
         if after_command:
             options.begin()
         function(options, **values)
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    added = [option.parameter(f"global_{name}", after_command=after_command) for name, option in _OPTIONS.items()]
+    added = [option.parameter(f"global_{name}", after_command=after_command) for name, option in others.items()]
     parameters = [context, *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *added]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -33,7 +33,12 @@ def write_status(status: Status, format_: Format) -> None:
         "database": str(status.database),
         "problem": status.problem,
         "running": status.running and {"began_at": status.running.began_at, "pid": status.running.pid},
-        "last_run": status.last_run and {**asdict(status.last_run), "error": _error(status.last_run)},
+        "last_run": status.last_run
+        and {
+            **asdict(status.last_run),
+            "error": _error(status.last_run),
+            "warnings": _warnings(status.last_run),
+        },
     }
     record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
     record["requests"] = status.requests
@@ -60,6 +65,8 @@ def _in_words(status: Status) -> dict[str, str | None]:
     if status.running:
         words["running"] = f"since {_moment(status.running.began_at)} (PID {status.running.pid})"
     words["last run"] = _run(status.last_run) if status.last_run else "not known"
+    if status.last_run and status.last_run.warnings:
+        words["it warned"] = "; ".join(_warnings(status.last_run))
     if status.loaded is None:
         words["problem"] = status.problem
     else:
@@ -68,6 +75,10 @@ def _in_words(status: Status) -> dict[str, str | None]:
         free = "the next is free now" if budget.next_free_s == 0 else f"the next is free in {budget.next_free_s:.0f} s"
         words[f"requests ({budget.api})"] = f"{budget.spent} of {budget.allowed} this hour, {free}"
     return words
+
+
+def _warnings(run: LoadRecord) -> list[str]:
+    return [redacted(warning) for warning in run.warnings]
 
 
 def _error(run: LoadRecord) -> str | None:

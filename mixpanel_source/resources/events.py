@@ -87,8 +87,8 @@ def events(
 class PackageLimits:
     """When a load package is full enough to be written: a stop loses no more than one."""
 
-    bytes: int = 256 * 1024 * 1024
-    """Of properties. DuckDB's memory grows with it."""
+    bytes: int = 384 * 1024 * 1024
+    """Of properties. More costs less CPU, and leaves the file larger by what a replacement needs meanwhile."""
     seconds: float = 60.0
     """Since its first window was read; and before every long wait for the request limit."""
 
@@ -151,6 +151,7 @@ class _EventsPackage:
                 for lines in rows.rejected:
                     table = _rejected_table(lines, rows.window, exports.filter)
                     yield dlt.mark.with_table_name(with_load_id(table), "rejected_lines")
+            pa.default_memory_pool().release_unused()  # else it keeps what the largest window so far needed
             self._days += rows.window.days
             self._event_days.append(counts.rows_of(rows, exports.project.calendar))
             size += counts.bytes
