@@ -33,7 +33,8 @@ PIECE_BYTES: Final = 1 << 20
 BLOCK_BYTES: Final = 8 << 20
 """Large enough that the cost of a block's parse call does not show, small enough to fit beside others."""
 MAX_LINE_BYTES: Final = 64 << 20
-STALE_SPOOL_S: Final = 3600.0
+STALE_SPOOL_S: Final = 60.0
+"""Age from which a file that nobody has locked is taken for left behind: its owner locks it right after making it."""
 
 _SPOOL_PREFIX = "mpload-"
 _SPACE = b" \t\r\n"

@@ -266,13 +266,18 @@ class MixpanelClient:
         *,
         json_body: Any = None,
         send_project: bool | None = None,
+        wait: bool | None = None,
+        timeout_s: float | None = None,
     ) -> Any:
         """The parsed answer of any endpoint. `path` begins with "/" and `data` is sent as a form.
 
         `project_id` is added to `params` unless `send_project` says otherwise (by default not for the App API, whose
         paths hold it), and the account's `workspace_id` for the Query API. An error inside a 200 is a `QueryError`.
+        `wait` takes the place of the client's own for this request; `timeout_s` does where it is longer.
         """
         call = self._json_call(family, method, path, params, data, json_body, send_project)
+        call.wait = wait
+        call.timeout_s = max(call.timeout_s, timeout_s or 0.0)
 
         def parse(response: requests.Response) -> Any:
             answer = _read_json(call, self._whole_body(response, call), _parse_json)
@@ -319,7 +324,7 @@ class MixpanelClient:
             if failure.limited:
                 self.ledger.penalize(call.family, wait_s)
                 error = RateLimitError(failure.error.message, hint=failure.error.hint, retry_after=round(wait_s, 3))
-                if not self._wait_allowed or self._retries == 0 or wait_s > HOURLY_WAITS_S:
+                if not self._may_wait(call) or self._retries == 0 or wait_s > HOURLY_WAITS_S:
                     raise error
                 failure.error = error
             if failure.hourly:
@@ -334,6 +339,9 @@ class MixpanelClient:
                 raise failure.error
             self.stats.add(retries=1)
             self._pause(wait_s, f"{call}: {failure.error.message}")
+
+    def _may_wait(self, call: _Call) -> bool:
+        return self._wait_allowed if call.wait is None else call.wait
 
     def _wait_before_retry(self, failure: _FailedError, retries: int, hourly: int) -> float:
         if failure.retry_after_s is not None:
@@ -353,7 +361,7 @@ class MixpanelClient:
         with self.ledger.slot(call.family):
             self.ledger.acquire(
                 call.family,
-                wait=self._wait_allowed,
+                wait=self._may_wait(call),
                 sleep=lambda seconds: self._pause(seconds, f"the request limit of the {call.family} API is used up"),
             )
             self._check_open()
@@ -612,6 +620,8 @@ class _Call:
     data: Mapping[str, str | int] | None = None
     json_body: Any = None
     timeout_s: float = settings.TIMEOUT_S
+    wait: bool | None = None
+    """Whether to wait for an hourly limit; None: as the client does."""
     attempts: int = 0
 
     def __str__(self) -> str:

@@ -33,12 +33,12 @@ class Listing:
     method: Literal["GET", "POST"] = "GET"
     params: Mapping[str, str] = field(default_factory=dict)
 
-    def ask(self, client: MixpanelClient) -> Rows:
-        """The rows, by asking Mixpanel. Raises what `MixpanelClient.request_json` raises."""
+    def ask(self, client: MixpanelClient, *, wait: bool | None = None) -> Rows:
+        """The rows, by asking Mixpanel. Takes `wait`, and raises, as `MixpanelClient.request_json`."""
         path = self.path.replace("{project_id}", client.credentials.project_id)
         if "{workspace_id}" in path:
             path = path.replace("{workspace_id}", workspace_of(client))
-        answer = client.request_json(self.family, self.method, path, self.params)
+        answer = client.request_json(self.family, self.method, path, self.params, wait=wait)
         try:
             return self.read(answer)
         except (TypeError, KeyError, AttributeError):

@@ -183,10 +183,10 @@ def load(
 
 def dates_of(project: Project, from_date: str | None, to_date: str | None, refresh: bool = False) -> DateRange:
     """The range asked for in words: days, or `today` and `yesterday` of the project's calendar. Raises ConfigError."""
-    today = datetime.now(project.calendar).date()
-    words = {"today": today.isoformat(), "yesterday": (today - ONE_DAY).isoformat()}
-    first, last = (words.get(text, text) if text else None for text in (from_date, to_date))
-    return DateRange(parse_day("from", first), parse_day("to", last), refresh)
+    first, last = (
+        day_in_words(name, text, project.calendar) for name, text in (("from", from_date), ("to", to_date))
+    )
+    return DateRange(first, last, refresh)
 
 
 def start_over(database: Path) -> None:

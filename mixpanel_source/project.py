@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -15,7 +15,7 @@ from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.rate_limit import RequestLedger
-from mixpanel_source.windows import DateRange, LoadedDay, Window, days_to_load, windows_over
+from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, days_to_load, windows_over
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MOST_DAYS = 36_500
@@ -69,6 +69,11 @@ class Project:
         """The zone that exported `time` is wall clock in; None where it is a true epoch."""
         return self.calendar if self.legacy_local_time else None
 
+    @property
+    def report_calendar(self) -> ZoneInfo:
+        """The zone that reports count days in, in old and new projects alike (Mixpanel docs: Managing Projects)."""
+        return ZoneInfo(self.project_timezone)
+
     def client(self) -> MixpanelClient:
         """A client that shares the machine's request ledger and spool folder. Opens nothing yet."""
         return self._client(spool_folder())
@@ -120,6 +125,13 @@ def spool_folder() -> Path:
             f"cannot make the folder {folder}: {error.strerror}", hint="set MP_DATA_DIR to a folder you can write to"
         ) from error
     return folder
+
+
+def day_in_words(name: str, value: str | None, calendar: tzinfo) -> date | None:
+    """`parse_day`, which `today` and `yesterday` in `calendar` are days for, too."""
+    today = datetime.now(calendar).date()
+    words = {"today": today, "yesterday": today - ONE_DAY}
+    return parse_day(name, words.get(value, value) if value else None)
 
 
 def parse_day(name: str, value: str | date | None) -> date | None:

@@ -70,6 +70,12 @@ TIMEOUT_S: Final = 30.0
 EXPORT_TIMEOUT_S: Final = 300.0
 """Seconds between two bytes of an export: its first byte can take minutes."""
 
+JQL_TIMEOUT_S: Final = 150.0
+"""The same for a script, which may run for two minutes. Mixpanel docs: JQL."""
+
+DISCOVERY_CACHE_S: Final = 3600.0
+"""How long names, values and lists that Mixpanel gave are used again, where `MP_CACHE_S` is not set."""
+
 LOOKBACK_DAYS: Final = 5
 """Days after its end until a day is settled. `/track` accepts events up to 5 days old (reference/track-event)."""
 FIRST_LOAD_DAYS: Final = 30

@@ -177,7 +177,7 @@ def test_a_load_prints_a_row_for_each_table_and_says_the_rest_on_stderr(
     assert done.stderr == f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}\n"
     named = run("load", "events", "profiles", "--from", "2013-03-10", "--to", "2013-03-11", env=account(server))
     assert named.stderr.splitlines() == [
-        "mpload: the dates do not apply to profiles, which are loaded as they are now",
+        "mpload: the dates do not apply to profiles: loaded as they are now",
         "mpload: no new events: every day asked for is there and complete",
         f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}",
     ]

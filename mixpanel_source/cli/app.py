@@ -153,9 +153,9 @@ def load(
     asked = dates_of(project, from_date, to_date, refresh)
     names = resources or DEFAULT_RESOURCES
     database = options.find_database(account)
-    if from_date or to_date:
-        for name in set(resources or ()) & set(RESOURCES) - set(WITH_DAYS):
-            options.say(f"the dates do not apply to {name}, which are loaded as they are now")
+    without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
+    if without_days and (from_date or to_date):
+        options.say(f"the dates do not apply to {', '.join(without_days)}: loaded as they are now")
     if not no_wait:
         display.ledger = project.ledger()
     with display.shown():
