@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mixpanel_source.client import MixpanelClient
     from mixpanel_source.credentials import Credentials
+    from mixpanel_source.discovery import Discovery
     from mixpanel_source.errors import (
         AccountExistsError,
         AccountNotFoundError,
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     )
     from mixpanel_source.load import load
     from mixpanel_source.project import Project
+    from mixpanel_source.reports import Reports
     from mixpanel_source.source import mixpanel_source
+    from mixpanel_source.workspace import Workspace
 
     __version__: str
 
@@ -41,6 +44,7 @@ __all__ = [
     "AuthenticationError",
     "ConfigError",
     "Credentials",
+    "Discovery",
     "EntityNotFoundError",
     "IncompleteExportError",
     "MixpanelClient",
@@ -49,10 +53,12 @@ __all__ = [
     "Project",
     "QueryError",
     "RateLimitError",
+    "Reports",
     "ServerError",
     "TableExistsError",
     "TableNotFoundError",
     "WarehouseError",
+    "Workspace",
     "__version__",
     "load",
     "mixpanel_source",
@@ -60,10 +66,13 @@ __all__ = [
 
 _HOMES = {
     "Credentials": "credentials",
+    "Discovery": "discovery",
     "MixpanelClient": "client",
     "Project": "project",
+    "Reports": "reports",
     "load": "load",
     "mixpanel_source": "source",
+    "Workspace": "workspace",
 }
 """The module of each name; that of the errors is `errors`."""
 

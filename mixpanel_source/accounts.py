@@ -56,6 +56,7 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "retries": (int,),
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),
+    "data_group_ids": (list,),
 }
 """What an account may say of its loads; options of a load win over it."""
 
@@ -272,6 +273,8 @@ def _wanted(types: tuple[type, ...]) -> str:
         return "a day"
     if bool in types:
         return "true or false"
+    if list in types:
+        return "a list"
     return "text" if str in types else "a number" if float in types else "a whole number"
 
 

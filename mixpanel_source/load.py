@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,12 +27,16 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from filelock import FileLock, Timeout
 
 from mixpanel_source import settings
-from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
+from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
+from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, TableExistsError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
+from mixpanel_source.fetch import fetched_tables
 from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_record import recorded
-from mixpanel_source.project import Project, parse_day
+from mixpanel_source.project import Project, day_in_words
+from mixpanel_source.resources.cohort_members import CohortWalks, members_package
 from mixpanel_source.resources.events import PackageLimits, days_scope, events_package
+from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.source import loaded_days_of, source_of
@@ -43,16 +47,17 @@ from mixpanel_source.warehouse import (
     first_line,
     hint_of,
     lock_path,
+    opened,
     pipelines_folder,
     prepare_database,
 )
-from mixpanel_source.windows import ONE_DAY, DateRange, Window
+from mixpanel_source.windows import DateRange, Window
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RESOURCES = ("events", "profiles")
 """What is loaded where no resource is named."""
-RESOURCES = (*DEFAULT_RESOURCES, *LISTINGS)
+RESOURCES = (*DEFAULT_RESOURCES, "group_profiles", "cohort_members", *LISTINGS)
 WITH_DAYS = ("events",)
 """The resources that dates apply to; the others are loaded as they are now."""
 
@@ -135,6 +140,8 @@ def load(
     *,
     asked: DateRange = DateRange(),
     filter_: EventFilter = EventFilter(),
+    profiles: ProfilesAsked = ProfilesAsked(),
+    members: MembersAsked = MembersAsked(),
     progress: LoadProgress | None = None,
 ) -> LoadResult:
     """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
@@ -151,10 +158,13 @@ def load(
     check_database(database)
     with _locked(database), recorded(database, lambda: result.error, lambda: result.warnings):
         prepare_database(database)
+        _refuse_snapshots(database, resources)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
-            "profiles": lambda table: _load_profiles(pipeline, project, told, table, database),
+            "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, database),
+            "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
+            "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
         }
         for listing in LISTINGS.values():
             steps[listing.table] = partial(_load_listing, pipeline, project, told, database, listing)
@@ -181,11 +191,19 @@ def load(
     return result
 
 
+def _refuse_snapshots(database: Path, resources: Sequence[str]) -> None:
+    """Raises TableExistsError where a resource's table is one that `fetch` made."""
+    with opened(database) as connection:
+        for name in fetched_tables(connection).keys() & set(resources):
+            raise TableExistsError(
+                f"the table {name} is a snapshot, which a load cannot add to",
+                hint=f"drop it, or load into another file with --db: mpload drop {name}",
+            )
+
+
 def dates_of(project: Project, from_date: str | None, to_date: str | None, refresh: bool = False) -> DateRange:
     """The range asked for in words: days, or `today` and `yesterday` of the project's calendar. Raises ConfigError."""
-    first, last = (
-        day_in_words(name, text, project.calendar) for name, text in (("from", from_date), ("to", to_date))
-    )
+    first, last = (day_in_words(name, text, project.calendar) for name, text in (("from", from_date), ("to", to_date)))
     return DateRange(first, last, refresh)
 
 
@@ -335,14 +353,64 @@ def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
 
 
 def _load_profiles(
-    pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, table: TableLoad, database: Path
+    pipeline: dlt.Pipeline,
+    project: Project,
+    asked: ProfilesAsked,
+    progress: LoadProgress,
+    table: TableLoad,
+    database: Path,
 ) -> None:
+    table.table = asked.table
     with _Writing(database, progress) as writing:
         pipeline.run(
-            source_of(profiles_resource(lambda: project, on_page=progress.profiles, about_to_write=writing.begin))
+            source_of(
+                profiles_resource(lambda: project, asked, on_page=progress.profiles, about_to_write=writing.begin)
+            )
         )
     _count_rows(pipeline, table)
     _forget_old_packages(pipeline)
+
+
+def _load_group_profiles(
+    pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, table: TableLoad, result: LoadResult
+) -> None:
+    """Load group type by group type; what is loaded stays if another one fails."""
+    failed: list[MixpanelDataError] = []
+    for id_ in required_group_ids(project.data_group_ids):
+        try:
+            with _own_errors(result.database), _Writing(result.database, progress) as writing:
+                group = group_profiles_resource(
+                    lambda: project, [id_], on_page=progress.profiles, about_to_write=writing.begin
+                )
+                pipeline.run(source_of(group))
+        except FAILS_ALONE as error:
+            failed.append(error)
+            result.warnings.append(f"the group profiles of {id_} are as before: {error.message}")
+        else:
+            _count_rows(pipeline, table)
+            _forget_old_packages(pipeline)
+    if failed:
+        raise failed[0]
+
+
+def _load_members(
+    pipeline: dlt.Pipeline,
+    project: Project,
+    asked: MembersAsked,
+    progress: LoadProgress,
+    table: TableLoad,
+    result: LoadResult,
+) -> None:
+    """Load the cohorts asked for in packages of some each; what is loaded stays if a later one fails."""
+    with project.client() as client:
+        walks = CohortWalks(client, asked, progress.profiles)
+        while not walks.is_done:
+            with _Writing(result.database, progress) as writing:
+                pipeline.run(source_of(members_package(walks, writing.begin)))
+            _count_rows(pipeline, table)
+            _forget_old_packages(pipeline)
+        result.warnings += walks.warnings()
+        walks.raise_failed()
 
 
 def _load_listing(
@@ -355,10 +423,10 @@ def _load_listing(
 
 
 def _count_rows(pipeline: dlt.Pipeline, table: TableLoad) -> None:
-    """By dlt's trace of the last run."""
+    """Those of the last run, by dlt's trace of it."""
     trace = pipeline.last_trace
     counts = trace.last_normalize_info.row_counts if trace and trace.last_normalize_info else {}
-    table.rows = counts.get(table.table, 0)
+    table.rows += counts.get(table.table, 0)
 
 
 def _forget_old_packages(pipeline: dlt.Pipeline) -> None:

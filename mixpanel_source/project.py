@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
+from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mixpanel_source import settings
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Account, Credentials
+from mixpanel_source.engage import LAST, group_ids
 from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, days_to_load, windows_over
@@ -36,6 +38,8 @@ class Project:
     retries: int = settings.RETRIES
     timeout_s: float = settings.TIMEOUT_S
     export_timeout_s: float = settings.EXPORT_TIMEOUT_S
+    data_group_ids: Sequence[str] = ()
+    """Of the group types whose profiles are loaded, each a signed 64-bit number as text."""
     base_url: str | None = None
     wait: bool = True
     """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""
@@ -43,6 +47,7 @@ class Project:
     """Told of each longer wait: seconds, and why."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "data_group_ids", group_ids(self.data_group_ids))
         try:
             ZoneInfo(self.project_timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -148,3 +153,8 @@ def parse_day(name: str, value: str | date | None) -> date | None:
         return date.fromisoformat(value)
     except ValueError:
         raise ConfigError(f"{name} {value!r} is not a day", hint="give it as YYYY-MM-DD") from None
+
+
+def parse_since(name: str, value: str | date | None) -> date | Literal["last"] | None:
+    """`last`, or a day: for `ProfilesAsked.since`. Raises ConfigError."""
+    return LAST if value == LAST else parse_day(name, value)

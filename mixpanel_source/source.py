@@ -15,13 +15,16 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
 
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
+from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.listings import LISTINGS
-from mixpanel_source.project import Project, parse_day, project_of
+from mixpanel_source.project import Project, parse_day, parse_since, project_of
 from mixpanel_source.rate_limit import SHORT_WAIT_S
+from mixpanel_source.resources.cohort_members import cohort_members as cohort_members_resource
 from mixpanel_source.resources.events import events as events_resource
+from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.windows import DateRange, LoadedDay
@@ -78,8 +81,16 @@ def mixpanel_source(
     export_timeout_s: float | None = None,
     wait: bool = True,
     base_url: str | None = None,
+    profiles_where: str | None = None,
+    profiles_properties: list[str] | None = None,
+    profiles_cohort: int | None = None,
+    profiles_since: str | None = None,
+    profiles_history: bool = False,
+    data_group_ids: list[str] | None = None,
+    cohort_ids: list[int] | None = None,
+    cohort_history: bool = False,
 ) -> Iterable[DltResource]:
-    """Events and profiles of one Mixpanel project, and the tables of LISTINGS. Build a fresh source for every run.
+    """Events, profiles, groups, cohorts and the tables of LISTINGS. Build a fresh source for every run.
 
     Only events and profiles are loaded unless `with_resources` names others.
 
@@ -87,6 +98,11 @@ def mixpanel_source(
     up to yesterday. With `from_date` (and `to_date`; `YYYY-MM-DD`, both included) it loads the days of the range that
     are not complete; `refresh` loads them all. `events` (names) and `where` (an expression) narrow it down and leave
     other rows alone. `wait` allows waiting for the hourly limit; without it that is a RateLimitError.
+
+    `profiles_where`, `profiles_cohort` and `profiles_since` (a day, or `last`) load a part of the profiles, and leave
+    the others alone; `profiles_properties` loads these properties only, into `profiles_partial`. `profiles_history`
+    and `cohort_history` keep in a table of its own what was. `group_profiles` needs `data_group_ids`;
+    `cohort_members` takes all cohorts unless `cohort_ids` name some.
 
     Every argument can stand in `[sources.mixpanel]` of dlt's config; credentials come from
     `[sources.mixpanel.credentials]`, else from `MP_USERNAME` ..., else from `~/.mp/config.toml`, and are looked for
@@ -98,6 +114,14 @@ def mixpanel_source(
     asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
     first_day = parse_day("start_date", start_date)
     filter_ = EventFilter(tuple(events or ()), where)
+    profiles = ProfilesAsked(
+        profiles_where,
+        tuple(profiles_properties or ()),
+        profiles_cohort,
+        parse_since("profiles_since", profiles_since),
+        profiles_history,
+    )
+    members = MembersAsked(tuple(map(int, cohort_ids or ())), cohort_history)
 
     @functools.cache
     def open_project() -> Project:
@@ -115,17 +139,22 @@ def mixpanel_source(
             wait=wait,
             on_wait=_tell_of_wait,
             base_url=base_url,
+            data_group_ids=data_group_ids,
         )
 
-    listings = [listing_resource(listing, open_project) for listing in LISTINGS.values()]
-    for resource in listings:
+    others = [
+        group_profiles_resource(open_project),
+        cohort_members_resource(open_project, members),
+        *(listing_resource(listing, open_project) for listing in LISTINGS.values()),
+    ]
+    for resource in others:
         resource.selected = False
     return [
         events_resource(
             open_project, asked, filter_, loaded_days=lambda: loaded_days_of(dlt.current.pipeline(), filter_)
         ),
-        profiles_resource(open_project),
-        *listings,
+        profiles_resource(open_project, profiles),
+        *others,
     ]
 
 

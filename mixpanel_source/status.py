@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import platform
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
 
-from mixpanel_source import settings
+from mixpanel_source import __version__, settings
 from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
-from mixpanel_source.warehouse import DatabaseBusyError, opened, tables
+from mixpanel_source.warehouse import DatabaseBusyError, opened, pipelines_folder, tables
 from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, windows_over
 
 _LOCK_WAIT_S = 0.5
@@ -161,3 +165,30 @@ def _budgets(ledger: RequestLedger | None) -> list[Budget]:
     hourly = [api for api, limits in settings.LIMITS.items() if max(period for _, period in limits) >= 3600]
     spent = [(api, ledger.spent(api)) for api in hourly]
     return [Budget(api, one.used, one.allowed, round(one.next_free_s, 1)) for api, one in spent]
+
+
+def info(database: Path, project_id: str | None) -> dict[str, Any]:
+    """Where everything is, and the versions in use."""
+    folder = pipelines_folder(database)
+    return {
+        "database": str(database.resolve()),
+        "size_bytes": database.stat().st_size if database.exists() else None,
+        "dataset": settings.DATASET,
+        "project_id": project_id,
+        "data_folder": str(settings.data_folder()),
+        "pipeline_folder": str(folder),
+        "dlt_command": f"dlt pipeline --pipelines-dir {shlex.quote(str(folder))} {settings.PIPELINE} info",
+        "versions": {
+            "mpload": __version__,
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("dlt", "duckdb", "pyarrow", "requests", "typer")},
+        },
+        "python": sys.executable,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -184,6 +184,17 @@ def connected(path: Path, *, wait_s: float, on_wait: Callable[[float, str], None
 
 @contextmanager
 def opened(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> Iterator[duckdb.DuckDBPyConnection]:
+    """As `connect`, for a while. Raises WarehouseError for what goes wrong in it, too."""
+    connection = connect(path, write=write, wait_s=wait_s)
+    try:
+        yield connection
+    except duckdb.Error as error:
+        raise _cannot_read(path, error) from None
+    finally:
+        connection.close()
+
+
+def connect(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> duckdb.DuckDBPyConnection:
     """The database at `path`, its tables found without the dataset's name. Raises WarehouseError."""
     if not path.exists():
         raise WarehouseError(f"there is no database {path}", hint="load some data first: mpload load, or mpload demo")
@@ -196,11 +207,10 @@ def opened(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> I
             f" WHERE schema_name = '{settings.DATASET}' AND database_name = current_database()"
         ).fetchall():
             connection.execute(f"SET search_path = '{settings.DATASET},main'")
-        yield connection
     except duckdb.Error as error:
-        raise _cannot_read(path, error) from None
-    finally:
         connection.close()
+        raise _cannot_read(path, error) from None
+    return connection
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> QueryResult:
@@ -318,18 +328,28 @@ def tables(connection: duckdb.DuckDBPyConnection) -> list[TableInfo]:
     return [TableInfo(name, _count(connection, name), columns) for name, columns in found]
 
 
+def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Every table and view of the dataset, dlt's own included."""
+    found = connection.execute(
+        "SELECT table_name FROM information_schema.tables WHERE table_catalog = current_database()"
+        f" AND table_schema = '{settings.DATASET}'"
+    ).fetchall()
+    return {name for (name,) in found}
+
+
 def schema(connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str, str]]:
     """Name and type of each column of `table`, in order. Raises TableNotFoundError."""
     columns = connection.execute(
         "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = current_database()"
-        f" AND schema_name = '{settings.DATASET}' AND table_name = {_literal(table)} ORDER BY column_index"
+        f" AND schema_name = '{settings.DATASET}' AND table_name = {literal(table)} ORDER BY column_index"
     ).fetchall()
     if not columns:
         raise TableNotFoundError(f"there is no table {table}", hint="mpload tables lists the tables there are")
     return [(name, type_) for name, type_ in columns]
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """`text` as a string of SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 

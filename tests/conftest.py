@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 
 from mixpanel_source import settings
 from mixpanel_source.credentials import Credentials
+from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import LoadResult, load
 from mixpanel_source.project import Project
@@ -90,7 +91,7 @@ def clock(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Clock:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return told.now.astimezone(tz)
 
-    for module in ("mixpanel_source.project", "mixpanel_source.exports", "mixpanel_source.load"):
+    for module in ("mixpanel_source.project", "mixpanel_source.exports"):
         monkeypatch.setattr(import_module(module), "datetime", Frozen)
     return told
 
@@ -126,6 +127,8 @@ class RunLoad(Protocol):
         where: str | None = None,
         project: Project | None = None,
         database: Path | None = None,
+        profiles: ProfilesAsked = ProfilesAsked(),
+        members: MembersAsked = MembersAsked(),
         raises: bool = True,
     ) -> LoadResult: ...
 
@@ -145,6 +148,8 @@ def run_load(project: Project, database: Path) -> RunLoad:
         where: str | None = None,
         project: Project | None = None,
         database: Path | None = None,
+        profiles: ProfilesAsked = ProfilesAsked(),
+        members: MembersAsked = MembersAsked(),
         raises: bool = True,
     ) -> LoadResult:
         first, last = (date.fromisoformat(day) if day else None for day in (from_date, to_date))
@@ -154,6 +159,8 @@ def run_load(project: Project, database: Path) -> RunLoad:
             resources,
             asked=DateRange(first, last, refresh),
             filter_=EventFilter(events, where),
+            profiles=profiles,
+            members=members,
         )
         if raises and result.error is not None:
             raise result.error
@@ -179,11 +186,11 @@ def sql(database: Path) -> Sql:
 
 @contextmanager
 def merge_broken_off(table: str) -> Iterator[None]:
-    """Within it, replacing a table stops between the deletion of its rows and the writing of new ones."""
+    """Within it, a merge stops half way: rows of the table are deleted, or ended, and no new ones are written."""
     original = DuckDbSqlClient.execute_sql
 
     def execute_sql(self: DuckDbSqlClient, sql: Any, *args: Any, **kwargs: Any) -> Any:
-        if not str(sql).startswith(f'DELETE FROM "mixpanel"."{table}"'):
+        if not str(sql).startswith((f'DELETE FROM "mixpanel"."{table}"', f'UPDATE "mixpanel"."{table}"')):
             return original(self, sql, *args, **kwargs)
         original(self, sql.split(";")[0])
         raise DatabaseTerminalException(RuntimeError("the power is gone"))

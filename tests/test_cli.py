@@ -725,7 +725,35 @@ def test_every_command_has_an_example_and_takes_the_global_options() -> None:
     from typer.main import get_command
 
     group: Any = get_command(app.app)
-    assert set(group.commands) == {"auth", "load", "demo", "sandbox", "status", "sql", "tables", "schema", "info"}
+    assert set(group.commands) == {
+        "auth",
+        "fetch",
+        "drop",
+        "load",
+        "demo",
+        "sandbox",
+        "status",
+        "sql",
+        "tables",
+        "schema",
+        "info",
+        "events",
+        "properties",
+        "values",
+        "funnels",
+        "cohorts",
+        "bookmarks",
+        "projects",
+        "segmentation",
+        "funnel",
+        "retention",
+        "frequency",
+        "insights",
+        "event-counts",
+        "property-counts",
+        "activity",
+        "jql",
+    }
     for name, command in group.commands.items():
         assert f"mpload {name}" in command.help
         assert {"--format", "--db"} <= {flag for option in command.params for flag in option.opts}

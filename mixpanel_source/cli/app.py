@@ -15,11 +15,10 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from mixpanel_source.cli import auth, exit_codes
+from mixpanel_source.cli import auth, discovery, exit_codes, fetch, reports
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
 from mixpanel_source.cli.output import (
-    TABLE_ROWS,
     Format,
     NobodyReadsError,
     write_record,
@@ -76,8 +75,8 @@ def load(
         list[str] | None,
         typer.Argument(
             metavar="[RESOURCE]...",
-            help="events, profiles: both if none is named; cohorts, funnels, annotations, event_definitions,"
-            " property_definitions, lookup_tables, experiments, feature_flags.",
+            help="events, profiles: both if none is named; group_profiles, cohort_members, cohorts, funnels,"
+            " annotations, event_definitions, property_definitions, lookup_tables, experiments, feature_flags.",
         ),
     ] = None,
     from_date: Annotated[
@@ -119,8 +118,38 @@ def load(
             help="Whether the project was made before 2023: its days and times are those of its time zone.",
         ),
     ] = None,
+    profiles_where: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="With profiles: only those that match; the others stay.")
+    ] = None,
+    profiles_cohort: Annotated[
+        int | None, typer.Option(metavar="ID", help="With profiles: only those in this cohort; the others stay.")
+    ] = None,
+    profiles_property: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With profiles: only this property, into profiles_partial; may be repeated."),
+    ] = None,
+    profiles_since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY|last",
+            help="With profiles: only those whose $last_seen is not before; last goes on from the last load. It misses"
+            " deleted profiles, and updates that leave $last_seen as it is.",
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="With group_profiles: the data_group_id of a group type; may be repeated."),
+    ] = None,
+    cohort: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", help="With cohort_members: only this cohort; may be repeated."),
+    ] = None,
+    history: Annotated[
+        bool,
+        typer.Option("--history", help="With profiles or cohort_members: keep what was, in a table of its own."),
+    ] = False,
 ) -> None:
-    """Load events and profiles into the DuckDB file.
+    """Load events and profiles into the DuckDB file, or the tables that are named.
 
     Without dates it goes on from what is loaded: every day that is missing or not settled yet, up to yesterday.
     With --from it loads the days of the range that are not complete, so that a stopped load goes on where it stopped.
@@ -128,15 +157,38 @@ def load(
     \b
     mpload load --from 2024-01-01 --to 2024-01-31
     mpload load events --event 'Sign Up' --event 'Purchase' --from 2024-01-01
+    mpload load profiles --profiles-where 'properties["plan"] == "pro"'
+    mpload load cohort_members --cohort 501 --history
     """
     from mixpanel_source.cli.progress import LoadDisplay
+    from mixpanel_source.engage import MembersAsked, ProfilesAsked
     from mixpanel_source.exports import EventFilter
     from mixpanel_source.load import DEFAULT_RESOURCES, RESOURCES, WITH_DAYS, dates_of
     from mixpanel_source.load import load as load_tables
-    from mixpanel_source.project import parse_day, project_of
+    from mixpanel_source.project import parse_day, parse_since, project_of
 
-    days = (("--from", from_date), ("--to", to_date), ("--start-date", start_date))
-    _refuse_empty(*days, ("--where", where and where.strip()), *(("--event", name) for name in event or ()))
+    days = (
+        ("--from", from_date),
+        ("--to", to_date),
+        ("--start-date", start_date),
+        ("--profiles-since", profiles_since),
+    )
+    wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
+    _refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
+    _refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
+    names = resources or DEFAULT_RESOURCES
+    _refuse_without(names, ("--event", event), ("--where", where), resources=("events",))
+    of_profiles = (
+        ("--profiles-where", profiles_where),
+        ("--profiles-cohort", profiles_cohort),
+        ("--profiles-property", profiles_property),
+        ("--profiles-since", profiles_since),
+    )
+    # A part of what would be loaded as a whole: that has to be meant.
+    _refuse_without(resources or (), *of_profiles, resources=("profiles",))
+    _refuse_without(resources or (), ("--group", group), resources=("group_profiles",))
+    _refuse_without(resources or (), ("--cohort", cohort), resources=("cohort_members",))
+    _refuse_without(resources or (), ("--history", history or None), resources=("profiles", "cohort_members"))
     account = options.find_account()
     display = LoadDisplay(options.quiet)
     project = project_of(
@@ -149,9 +201,16 @@ def load(
         legacy_local_time=legacy_local_time,
         wait=not no_wait,
         on_wait=display.waiting,
+        data_group_ids=group or None,
     )
     asked = dates_of(project, from_date, to_date, refresh)
-    names = resources or DEFAULT_RESOURCES
+    profiles = ProfilesAsked(
+        profiles_where,
+        tuple(profiles_property or ()),
+        profiles_cohort,
+        parse_since("--profiles-since", profiles_since),
+        history and "profiles" in names,
+    )
     database = options.find_database(account)
     without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
     if without_days and (from_date or to_date):
@@ -165,6 +224,8 @@ def load(
             names,
             asked=asked,
             filter_=EventFilter(tuple(event or ()), where),
+            profiles=profiles,
+            members=MembersAsked(tuple(cohort or ()), history),
             progress=display,
         )
     for warning in result.warnings:
@@ -198,6 +259,16 @@ def _refuse_empty(*given: tuple[str, str | None]) -> None:
     for flag, value in given:
         if value == "":
             raise ConfigError(f"{flag} is empty", hint="give it a value, or leave it out")
+
+
+def _refuse_without(names: Sequence[str], *given: tuple[str, object], resources: Sequence[str]) -> None:
+    """An option of `resources` that none of `names` takes would change nothing."""
+    for flag, value in given:
+        if value not in (None, []) and not set(resources) & set(names):
+            raise ConfigError(
+                f"{flag} goes with {' or '.join(resources)}, which this load does not name",
+                hint=f"mpload load {resources[0]} {flag} ...",
+            )
 
 
 @command
@@ -316,8 +387,8 @@ def sql(
         answer = query_stream(connection, text)
         if scalar:
             write_value(*only_value(answer))
-        elif not write_rows(answer.columns, answer.rows, options.output, answer.types):
-            options.say(f"only the first {TABLE_ROWS} rows are shown; --format csv (or jsonl, json) has no limit")
+        else:
+            options.write(answer.columns, answer.rows, answer.types)
 
 
 def _sql_text(query: str | None, file: Path | None) -> str:
@@ -368,13 +439,16 @@ def info(options: GlobalOptions) -> None:
     \b
     mpload info
     """
-    from mixpanel_source.cli.pages import info_record
+    from mixpanel_source.status import info as info_of
 
-    database = options.find_database()
-    write_record(info_record(database, options.find_project_id()), options.output)
+    write_record(info_of(options.find_database(), options.find_project_id()), options.output)
 
 
+app.add_typer(discovery.group)  # without a name: its commands are the app's own
+app.add_typer(reports.group)
 app.add_typer(auth.group)
+app.add_typer(fetch.group)
+command(fetch.drop)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixpanel_source.cli.messages import hide, note, set_up_log
-from mixpanel_source.cli.output import Format, default_format
+from mixpanel_source.cli.output import TABLE_ROWS, Format, default_format, write_rows
 from mixpanel_source.errors import AuthenticationError, ConfigError
 
 if TYPE_CHECKING:
     from mixpanel_source.credentials import Account
+    from mixpanel_source.project import Project
 
+
+_WAIT_WORTH_A_LINE_S = 5.0
 
 _EPILOG = "Options of mpload itself (--db, --format, --quiet ...: see mpload --help) may stand here, too."
 
@@ -97,6 +100,11 @@ class GlobalOptions:
         if not self.quiet:
             note(text)
 
+    def write(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], types: Sequence[Any] | None = None) -> None:
+        """Write all `rows`, and say so where a table leaves some out."""
+        if not write_rows(columns, rows, self.output, types):
+            self.say(f"only the first {TABLE_ROWS} rows are shown; --format csv (or jsonl, json) has no limit")
+
     def find_account(self, name: str | None = None) -> Account:
         """The account the options and the environment lead to; with `name`, that of the config file in any case.
 
@@ -120,6 +128,16 @@ class GlobalOptions:
             account = replace(account, credentials=other)
         self._account = account
         return account
+
+    def find_project(self) -> Project:
+        """The account's project, for questions: they wait for the hourly limit only where they are told to."""
+        from mixpanel_source.project import project_of
+
+        def waiting(seconds: float, why: str) -> None:
+            if seconds > _WAIT_WORTH_A_LINE_S:
+                self.say(f"waiting {seconds:.0f} s: {why}")
+
+        return project_of(self.find_account(), wait=False, on_wait=waiting)
 
     def find_database(self, account: Account | None = None) -> Path:
         """The file to work on. Raises ConfigError where nothing tells which."""

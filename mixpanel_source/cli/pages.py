@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixpanel_source import __version__, settings
 from mixpanel_source.cli.messages import PROGRAM, redacted
 from mixpanel_source.cli.output import Format, write_record, write_records, write_text
 from mixpanel_source.load_record import LoadRecord
 from mixpanel_source.status import LoadStatus, Status
-from mixpanel_source.warehouse import pipelines_folder
 from mixpanel_source.windows import Window
 
 if TYPE_CHECKING:
@@ -125,32 +119,6 @@ def _days(windows: Sequence[Window]) -> str:
 
 def _moment(moment: datetime | None) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else "never"
-
-
-def info_record(database: Path, project_id: str | None) -> dict[str, Any]:
-    folder = pipelines_folder(database)
-    return {
-        "database": str(database.resolve()),
-        "size_bytes": database.stat().st_size if database.exists() else None,
-        "dataset": settings.DATASET,
-        "project_id": project_id,
-        "data_folder": str(settings.data_folder()),
-        "pipeline_folder": str(folder),
-        "dlt_command": f"dlt pipeline --pipelines-dir {shlex.quote(str(folder))} {settings.PIPELINE} info",
-        "versions": {
-            PROGRAM: __version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("dlt", "duckdb", "pyarrow", "requests", "typer")},
-        },
-        "python": sys.executable,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def demo_record(demo: Demo) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def to_arrow(page: bytes) -> pa.Table:
     return pa.table({"distinct_id": ids, "last_seen": seen, "properties": properties}, schema=SCHEMA)
 
 
+def sorted_parts(properties: str) -> list[str]:
+    """Names and raw values of `properties` by name: the same for the same properties in another order."""
+    if not properties.startswith("{"):
+        return [properties]
+    return [part for pair in sorted(members(properties)) for part in pair]
+
+
 def _values(value: str) -> dict[str, str]:
     """The members of a raw JSON value; none where it is no object."""
     return first_values(members(value)) if value.startswith("{") else {}

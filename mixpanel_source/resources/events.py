@@ -21,10 +21,10 @@ from dlt.extract import DltResource
 
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.exports import EventFilter, Exports, WindowRows
+from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.project import Project, spool_folder
-from mixpanel_source.resources.event_file import EventFile
-from mixpanel_source.resources.load_package import replace_in_one_transaction, with_load_id
+from mixpanel_source.resources.load_package import literals, replace_in_one_transaction, with_load_id
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, windows_over
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def events_package(
 
     @dlt.resource(name="events", write_disposition="merge")
     def read() -> Iterator[Any]:
-        with EventFile(spool_folder()) as file:
+        with ParquetFile(spool_folder()) as file:
             package = _EventsPackage(exports, file)
             yield from package.read(limits)
             about_to_write()
@@ -120,7 +120,7 @@ def events_package(
 class _EventsPackage:
     """What dlt is given for one load package. With `file` the rows go through it: not every destination takes one."""
 
-    def __init__(self, exports: Exports, file: EventFile | None = None) -> None:
+    def __init__(self, exports: Exports, file: ParquetFile | None = None) -> None:
         self._exports = exports
         self._file = file
         self._days: list[date] = []
@@ -166,8 +166,9 @@ class _EventsPackage:
                 if limits is None:
                     raise
                 break
-        if self._file is not None:
-            yield from self._file.items()
+        if self._file is not None and self._file.rows:
+            hints = self._file.schema.empty_table() if self._file.schema else None
+            yield dlt.mark.with_file_import(str(self._file.finish()), "parquet", self._file.rows, hints=hints)
         # Last, and together: dlt computes a table's schema anew each time the table changes.
         yield dlt.mark.with_table_name(with_load_id(pa.concat_tables(self._event_days)), "event_days")
 
@@ -201,7 +202,7 @@ def _events_scope(days: Iterable[date], filter_: EventFilter) -> str:
         return "event_id IN (SELECT event_id FROM {staging_table})"
     scope = days_scope("event_date", days)
     if filter_.events:
-        scope = f"({scope}) AND event_name IN ({_literals(filter_.events)})"
+        scope = f"({scope}) AND event_name IN ({literals(filter_.events)})"
     return scope
 
 
@@ -209,25 +210,13 @@ def _days_scope(column: str, days: Iterable[date], filter_: EventFilter) -> str:
     scope = days_scope(column, days)
     labels = [label for label in filter_.labels if label is not None]
     # A whole day takes the place of every part of it.
-    return f"({scope}) AND filter IN ({_literals(labels)})" if labels else scope
+    return f"({scope}) AND filter IN ({literals(labels)})" if labels else scope
 
 
 def days_scope(column: str, days: Iterable[date]) -> str:
     """SQL that is true of exactly `days`."""
     windows = windows_over(days, max_days=1_000_000)
     return " OR ".join(f"({column} >= DATE '{w.first}' AND {column} <= DATE '{w.last}')" for w in windows)
-
-
-def _literals(texts: Iterable[str]) -> str:
-    return ", ".join(f"'{text.translate(_IN_LITERAL)}'" for text in texts)
-
-
-# dlt formats the scope, so braces are doubled. It splits it at semicolons and line ends, and a scope that holds
-# ALTER SCHEMA it runs without a transaction: inside literals too.
-_IN_LITERAL: dict[int, str] = {
-    **{code: f"' || chr({code}) || '" for code in (*range(33), ord(";"), 0x85, 0x2028, 0x2029)},
-    **str.maketrans({"'": "''", "{": "{{", "}": "}}"}),
-}
 
 
 class _DayCounts:

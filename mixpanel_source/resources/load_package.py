@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterable
+from typing import Any
 
+import dlt
 import pyarrow as pa
 from dlt.common.configuration.container import Container
 from dlt.common.pipeline import PipelineContext
@@ -18,6 +22,60 @@ def with_load_id(table: pa.Table) -> pa.Table:
     except CurrentLoadPackageStateNotAvailable:  # read without a pipeline
         return table
     return table.append_column("_dlt_load_id", pa.repeat(pa.scalar(load_id, pa.string()), len(table)))
+
+
+def replacing(scope: str) -> Any:
+    """The write disposition for new rows in the place of those that `scope` is true of, SQL in one line.
+
+    With `replace_in_one_transaction` all of it or nothing happens, unlike with dlt's `replace`, which empties the table
+    first.
+    """
+    return {"disposition": "merge", "strategy": "delete-insert", "destination_scope": scope}
+
+
+def scoped(schema: pa.Schema, scope: str) -> Any:
+    """An empty table: at the end of a resource it tells dlt which rows the new ones replace, even if there are none."""
+    hints = dlt.mark.make_hints(write_disposition=replacing(scope))
+    return dlt.mark.with_hints(with_load_id(schema.empty_table()), hints)
+
+
+def keeping_history(schema: pa.Schema, name: str, scope: str, columns: Any = None) -> Any:
+    """An empty table for `name`, which keeps what was: `valid_from` and `valid_to` of each version of a row.
+
+    `schema` has a ROW_HASH. Of the rows that are valid now and that `scope` is true of, dlt ends those that do not come
+    again, and begins those that are new.
+    """
+    disposition: Any = {
+        "disposition": "merge",
+        "strategy": "scd2",
+        "validity_column_names": ["valid_from", "valid_to"],
+        "row_version_column_name": ROW_HASH.name,
+        "destination_scope": f"({scope})",  # dlt puts AND before it
+    }
+    hints = dlt.mark.make_hints(table_name=name, columns=columns, write_disposition=disposition)
+    return dlt.mark.with_hints(with_load_id(schema.empty_table()), hints, create_table_variant=True)
+
+
+ROW_HASH = pa.field("row_hash", pa.string(), nullable=False)
+"""What a version of a row is known by: dlt works it out for itself in rows that are not Arrow's only."""
+
+
+def hash_of(*parts: str) -> str:
+    """The ROW_HASH of a row that consists of `parts`."""
+    return hashlib.blake2b("".join(f"{len(part)}:{part}" for part in parts).encode(), digest_size=16).hexdigest()
+
+
+def literals(texts: Iterable[str]) -> str:
+    """`texts` as the literals of a scope, with commas between them."""
+    return ", ".join(f"'{text.translate(_IN_LITERAL)}'" for text in texts)
+
+
+# dlt formats the scope, so braces are doubled. It splits it at semicolons and line ends, and a scope that holds
+# ALTER SCHEMA it runs without a transaction: inside literals too.
+_IN_LITERAL: dict[int, str] = {
+    **{code: f"' || chr({code}) || '" for code in (*range(33), ord(";"), 0x85, 0x2028, 0x2029)},
+    **str.maketrans({"'": "''", "{": "{{", "}": "}}"}),
+}
 
 
 def replace_in_one_transaction() -> None:

@@ -1,12 +1,10 @@
-"""The events of one load package as a Parquet file that dlt takes as it is."""
+"""Rows on their way into a database, as a Parquet file of the spool folder."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import dlt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -15,25 +13,26 @@ from mixpanel_source.closing import Closing
 
 _JSON = pa.json_(pa.string())
 _JSON_COLUMNS = ("properties", "extra")
+_REPEATED = ("event_name", "event_date", "_dlt_load_id")
 
 
-class EventFile(Closing):
-    """Written by us because dlt's writer builds a dictionary of every column: for ids and properties that is all cost.
+class ParquetFile(Closing):
+    """Tables of one schema. Written by us, as dlt's writer builds a dictionary of every column: ids and properties
+    only cost more by it.
 
-    Closing removes the file.
+    Closing removes the file. `rows` counts what was written; `schema` is that of the tables, None before the first.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.rows = 0
+        self.schema: pa.Schema | None = None
         self._spool = Spool(folder, "package-")
         self._writer: pq.ParquetWriter | None = None
-        self._hints: pa.Table | None = None
-        self._rows = 0
 
     def write(self, table: pa.Table) -> None:
-        if self._writer is None:
-            self._hints = table.schema.empty_table()
+        self.schema = table.schema
         # Called JSON in the file, it is not read once more by DuckDB, which has found it valid before.
-        for name in _JSON_COLUMNS:
+        for name in set(_JSON_COLUMNS) & set(table.column_names):
             column = table.column(name)
             chunks = [pa.ExtensionArray.from_storage(_JSON, chunk) for chunk in column.chunks]
             table = table.set_column(table.schema.get_field_index(name), name, pa.chunked_array(chunks, _JSON))
@@ -43,19 +42,18 @@ class EventFile(Closing):
                 self._spool.file,
                 table.schema,
                 compression="none",
-                use_dictionary=["event_name", "event_date", "_dlt_load_id"],
+                use_dictionary=[name for name in _REPEATED if name in table.column_names],
                 write_statistics=False,
             )
         self._writer.write_table(table)
-        self._rows += len(table)
+        self.rows += len(table)
 
-    def items(self) -> list[Any]:
-        """What to yield for it, once all is written; nothing where there are no rows."""
-        if self._writer is None:
-            return []
-        self._writer.close()
+    def finish(self) -> Path:
+        """The file, once all is written; at least one table was, if of no rows."""
+        if self._writer is not None:
+            self._writer.close()
         self._spool.finish()
-        return [dlt.mark.with_file_import(str(self._spool.path), "parquet", self._rows, hints=self._hints)]
+        return self._spool.path
 
     def close(self) -> None:
         if self._writer is not None:

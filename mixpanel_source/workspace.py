@@ -1,0 +1,306 @@
+"""`Workspace`: one project and one DuckDB file. All that `mpload` does, for notebooks and scripts."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+
+import duckdb
+
+from mixpanel_source import settings as settings_
+from mixpanel_source import warehouse
+from mixpanel_source.client import MixpanelClient
+from mixpanel_source.closing import Closing
+from mixpanel_source.credentials import Account, Credentials, resolve_credentials
+from mixpanel_source.discovery import VALUES, Discovery
+from mixpanel_source.errors import AuthenticationError, ConfigError
+from mixpanel_source.exports import EventFilter
+from mixpanel_source.fetch import (
+    FetchProgress,
+    FetchResult,
+    FetchType,
+    drop_all,
+    drop_tables,
+    fetch_events,
+    fetch_profiles,
+)
+from mixpanel_source.load_record import record_path
+from mixpanel_source.project import Project, parse_day, project_of
+from mixpanel_source.reports import Reports
+from mixpanel_source.status import Status, info, status
+from mixpanel_source.warehouse import QueryResult, TableInfo
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _of_reports(method: Callable[Concatenate[Reports, P], R]) -> Callable[Concatenate[Workspace, P], R]:
+    @functools.wraps(method)
+    def call(self: Workspace, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(self.reports, *args, **kwargs)
+
+    return cast("Callable[Concatenate[Workspace, P], R]", call)
+
+
+def _of_discovery(method: Callable[Concatenate[Discovery, P], R]) -> Callable[Concatenate[Workspace, P], R]:
+    @functools.wraps(method)
+    def call(self: Workspace, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(self.discovery, *args, **kwargs)
+
+    return cast("Callable[Concatenate[Workspace, P], R]", call)
+
+
+class Workspace(Closing):
+    """A context manager; closing ends requests and connections. Credentials are looked for when they are needed.
+
+    `account` names one of the config file; `project_id` and `region` take the place of its own. `path` is the DuckDB
+    file, `<project_id>.duckdb` in the data folder unless given. `client` asks Mixpanel in place of one made for the
+    account. Further `settings` are fields of `Project`, such as `project_timezone` and `wait`.
+    """
+
+    def __init__(
+        self,
+        account: str | None = None,
+        project_id: str | None = None,
+        region: str | None = None,
+        path: str | Path | None = None,
+        *,
+        client: MixpanelClient | None = None,
+        **settings: Any,
+    ) -> None:
+        if region is not None and region not in settings_.REGIONS:
+            raise ConfigError(f"region {region!r} is none of {', '.join(settings_.REGIONS)}")
+        self._account_name = account
+        self._changes = {name: value for name, value in (("project_id", project_id), ("region", region)) if value}
+        self._path = None if path is None else Path(path).expanduser()
+        self._settings = settings
+        self._client = client
+        self._own_client = client is None
+        self._needs_account = True
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._remove: Callable[[], object] | None = None
+
+    @classmethod
+    def ephemeral(cls, account: str | None = None, **options: Any) -> Self:
+        """One whose file is temporary: gone when it is closed, also after an exception, or at Python's end."""
+        folder = Path(tempfile.mkdtemp(prefix="mpload-"))
+        workspace = cls(account, path=folder / "ephemeral.duckdb", **options)
+        workspace._remove = weakref.finalize(workspace, _remove_ephemeral, folder)
+        return workspace
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """One of a file alone: it asks Mixpanel nothing, and needs no credentials."""
+        workspace = cls(path=path)
+        workspace._needs_account = False
+        return workspace
+
+    def close(self) -> None:
+        self._close_connection()
+        if self._client is not None and self._own_client:
+            self._client.close()
+        self._client = None if self._own_client else self._client
+        if self._remove is not None:
+            self._remove()
+
+    # --- what it works with
+
+    @functools.cached_property
+    def account(self) -> Account:
+        """Raises AuthenticationError where there is none, and as `resolve_credentials`."""
+        if not self._needs_account:
+            raise AuthenticationError(
+                "this workspace was opened without credentials", hint="use Workspace() to ask Mixpanel"
+            )
+        account = resolve_credentials(self._account_name)
+        return replace(account, credentials=_changed(account, self._changes)) if self._changes else account
+
+    @functools.cached_property
+    def project(self) -> Project:
+        return project_of(self.account, **self._settings)
+
+    @property
+    def path(self) -> Path:
+        """The DuckDB file; it may not be there yet."""
+        return self._path or warehouse.database_path(self.account.credentials.project_id)
+
+    @property
+    def api(self) -> MixpanelClient:
+        """The client, for whatever else Mixpanel answers."""
+        if self._client is None:
+            self._client = self.project.client()
+        return self._client
+
+    @property
+    def reports(self) -> Reports:
+        return Reports(self.api, wait=self._settings.get("wait", False))
+
+    @property
+    def discovery(self) -> Discovery:
+        return Discovery(self.api, wait=self._settings.get("wait", False))
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """DuckDB's own, read-only, with the tables found by bare names; open until a load, a fetch or `close`."""
+        if self._connection is None:
+            self._connection = warehouse.connect(self.path)
+        return self._connection
+
+    def _close_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # --- what is there
+
+    events = _of_discovery(Discovery.events)
+    properties = _of_discovery(Discovery.properties)
+    funnels = _of_discovery(Discovery.funnels)
+    cohorts = _of_discovery(Discovery.cohorts)
+    bookmarks = _of_discovery(Discovery.bookmarks)
+    projects = _of_discovery(Discovery.projects)
+
+    def property_values(self, event: str, name: str, limit: int = VALUES) -> list[str]:
+        """As `Discovery.values`."""
+        return self.discovery.values(event, name, limit)
+
+    # --- reports
+
+    segmentation = _of_reports(Reports.segmentation)
+    funnel = _of_reports(Reports.funnel)
+    retention = _of_reports(Reports.retention)
+    frequency = _of_reports(Reports.frequency)
+    insights = _of_reports(Reports.insights)
+    event_counts = _of_reports(Reports.event_counts)
+    property_counts = _of_reports(Reports.property_counts)
+    activity = _of_reports(Reports.activity)
+    jql = _of_reports(Reports.jql)
+
+    # --- loads and snapshots
+
+    def load(
+        self,
+        *resources: str,
+        from_date: str | date | None = None,
+        to_date: str | date | None = None,
+        refresh: bool = False,
+        events: Sequence[str] = (),
+        where: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """As `mpload load`: a `LoadResult`; `options` are those of `load.load`.
+
+        Raises the error of the first table that failed, after the others were loaded.
+        """
+        from mixpanel_source.load import DEFAULT_RESOURCES, load
+        from mixpanel_source.windows import DateRange
+
+        self._close_connection()
+        asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
+        filter_ = EventFilter(tuple(events), where)
+        result = load(self.project, self.path, resources or DEFAULT_RESOURCES, asked=asked, filter_=filter_, **options)
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def fetch_events(
+        self,
+        name: str | None = None,
+        from_date: str | date | None = None,
+        to_date: str | date | None = None,
+        *,
+        events: Sequence[str] = (),
+        where: str | None = None,
+        progress: FetchProgress | None = None,
+    ) -> FetchResult:
+        """As `fetch.fetch_events`; both dates are needed."""
+        first, last = parse_day("from_date", from_date), parse_day("to_date", to_date)
+        if first is None or last is None:
+            raise ConfigError("a snapshot needs its days", hint="give from_date and to_date")
+        self._close_connection()
+        filter_ = EventFilter(tuple(events), where)
+        return fetch_events(
+            self.project, self.path, name, from_date=first, to_date=last, filter_=filter_, progress=progress
+        )
+
+    def fetch_profiles(
+        self, name: str | None = None, *, where: str | None = None, progress: FetchProgress | None = None
+    ) -> FetchResult:
+        """As `fetch.fetch_profiles`."""
+        self._close_connection()
+        return fetch_profiles(self.project, self.path, name, where=where, progress=progress)
+
+    def drop(self, *names: str) -> None:
+        """Remove snapshots, all or none of `names`."""
+        self._close_connection()
+        drop_tables(self.path, names)
+
+    def drop_all(self, type: FetchType | None = None) -> list[str]:  # noqa: A002
+        """Remove every snapshot, or those of one type; their names."""
+        self._close_connection()
+        return drop_all(self.path, type)
+
+    # --- the file
+
+    def sql(self, query: str) -> QueryResult:
+        """The answer of SQL that changes nothing. Raises QueryError with DuckDB's own words."""
+        with self._reading() as connection:
+            return warehouse.query(connection, query)
+
+    def sql_rows(self, query: str) -> list[tuple[Any, ...]]:
+        return self.sql(query).rows
+
+    def sql_scalar(self, query: str) -> Any:
+        """The one value of an answer of one row and one column. Raises QueryError for any other."""
+        with self._reading() as connection:
+            return warehouse.only_value(warehouse.query_stream(connection, query))[0]
+
+    def tables(self) -> list[TableInfo]:
+        """The tables but dlt's own, by name."""
+        with self._reading() as connection:
+            return warehouse.tables(connection)
+
+    def schema(self, table: str) -> list[tuple[str, str]]:
+        """Name and type of each column of a table. Raises TableNotFoundError."""
+        with self._reading() as connection:
+            return warehouse.schema(connection, table)
+
+    def status(self) -> Status:
+        """What is loaded, what is missing, and how many requests are left."""
+        return status(self.path, self.project if self._needs_account else None)
+
+    def info(self) -> dict[str, Any]:
+        """Where everything is, and the versions in use."""
+        return info(self.path, self.account.credentials.project_id if self._needs_account else None)
+
+    @contextmanager
+    def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The connection that is open, else one for this question alone: others may write in between."""
+        if self._connection is not None:
+            yield self._connection
+        else:
+            with warehouse.opened(self.path) as connection:
+                yield connection
+
+
+def _changed(account: Account, changes: dict[str, str]) -> Credentials:
+    """A workspace belongs to its project: another project has another one."""
+    changed: dict[str, Any] = dict(changes)
+    if "project_id" in changed:
+        changed["workspace_id"] = None
+    return replace(account.credentials, **changed)
+
+
+def _remove_ephemeral(folder: Path) -> None:
+    database = folder / "ephemeral.duckdb"
+    record_path(database).unlink(missing_ok=True)
+    shutil.rmtree(warehouse.pipelines_folder(database), ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
