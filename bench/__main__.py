@@ -65,7 +65,7 @@ def median(measures: list[Measures], run_: str, what: str) -> float:
 
 def main(events: int) -> None:
     days = max(1, events // EVENTS_A_DAY)
-    console = Console(soft_wrap=True)
+    console = Console(width=120, soft_wrap=True)
     console.print(f"{days * EVENTS_A_DAY:,} events in {days} days, {RUNS} runs of each, interleaved")
     folder = days_folder(days, EVENTS_A_DAY)
     anchors: list[Measures] = []

@@ -147,7 +147,7 @@ def _regions_that_accept(credentials: Credentials, regions: Iterable[Region]) ->
                 else:
                     client.me()
                 found.append(region)
-            except PlanError:
+            except (PlanError, QueryError):  # it knows the credentials; app/me is not documented
                 found.append(region)
             except AuthenticationError as error:
                 if error.status == 403:

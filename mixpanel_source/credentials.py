@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -23,6 +23,9 @@ ENVIRONMENT: Final = ("MP_USERNAME", "MP_SECRET", "MP_PROJECT_ID", "MP_REGION")
 _DIGITS = re.compile(r"[0-9]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
+
+_OF_THE_PROJECT = ("start_date", "data_group_ids")
+"""Among an account's load settings: the others are of the account."""
 
 _warned_of_project_secret = False
 
@@ -127,6 +130,16 @@ class Account:
     (Mixpanel docs: Export methods)."""
     load_settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Fields of Project that the account sets, `start_date` as a date: see `accounts.SETTING_KEYS`."""
+
+    def of_project(self, project_id: str) -> Account:
+        """The account for another project, without what it says of its own one: zone, workspace, first day, groups."""
+        if project_id == self.credentials.project_id:
+            return self
+        return Account(
+            replace(self.credentials, project_id=project_id, workspace_id=None),
+            self.name,
+            load_settings={name: value for name, value in self.load_settings.items() if name not in _OF_THE_PROJECT},
+        )
 
 
 def resolve_credentials(

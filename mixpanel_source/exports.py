@@ -23,7 +23,7 @@ from mixpanel_source import settings
 from mixpanel_source.bodies import ExportBody
 from mixpanel_source.client import MixpanelClient, compact
 from mixpanel_source.closing import Closing
-from mixpanel_source.errors import IncompleteExportError, MixpanelDataError
+from mixpanel_source.errors import ConfigError, IncompleteExportError, MixpanelDataError
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.parsing.duplicates import Duplicates, Resolution
 from mixpanel_source.parsing.held import HeldTables
@@ -47,6 +47,10 @@ class EventFilter:
     where: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.events, str):  # type: ignore[unreachable]
+            raise ConfigError(f"events is a list of names, not the text {self.events[:40]!r}")
+        if self.where == "" or "" in self.events:
+            raise ConfigError("the filter holds an empty text", hint="leave it out for all events")
         # A name given twice is one part of a day, and has one row in `event_days`.
         object.__setattr__(self, "events", tuple(dict.fromkeys(self.events)))
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import duckdb
 
@@ -24,13 +24,17 @@ from mixpanel_source.parsing import profiles as profile_parsing
 from mixpanel_source.parsing.events import SCHEMA as EVENTS_SCHEMA
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.profiles import tables_of
-from mixpanel_source.warehouse import check_database, literal, opened, prepare_database, table_names
+from mixpanel_source.warehouse import (
+    FETCHES,
+    FetchType,
+    check_database,
+    fetched_tables,
+    literal,
+    opened,
+    prepare_database,
+    table_names,
+)
 from mixpanel_source.windows import DateRange, Window
-
-FetchType = Literal["events", "profiles"]
-
-FETCHES = "fetches"
-"""The table that tells of the snapshots there are."""
 
 WRITE_WAIT_S = 600.0
 """How long a snapshot that is ready waits for a program that has the database open."""
@@ -123,6 +127,8 @@ def fetch_profiles(
 
     Whole or not at all, as `fetch_events`.
     """
+    if where == "":
+        raise ConfigError("where is empty", hint="leave it out for all profiles")
     told = progress or _NoProgress()
     with _snapshot(database, name, "profiles") as snapshot:
         snapshot.file.write(profile_parsing.SCHEMA.empty_table())
@@ -133,24 +139,18 @@ def fetch_profiles(
         return snapshot.write(None, {"where": where} if where else {})
 
 
-def fetched_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, FetchType]:
-    """The snapshots in the database, by name, with what they are of."""
-    if FETCHES not in table_names(connection):
-        return {}
-    return dict(connection.execute(f"SELECT table_name, type FROM {_SCHEMA}.{FETCHES} ORDER BY 1").fetchall())
-
-
 def drop_tables(database: Path, names: Sequence[str]) -> None:
     """Remove snapshots, all or none. Raises TableNotFoundError, ConfigError for a table that loads keep."""
     with _transaction(database) as connection:
-        fetched = fetched_tables(connection)
-        for name in names:
+        # DuckDB's names are the same in any case.
+        fetched = {name.lower(): name for name in fetched_tables(connection)}
+        for name in dict.fromkeys(name.lower() for name in names):
             if name not in fetched:
-                if name in table_names(connection):
+                if name in {known.lower() for known in table_names(connection)}:
                     raise ConfigError(f"{name} is no snapshot, but kept by loads", hint="drop takes what fetch made")
                 raise TableNotFoundError(f"there is no table {name}", hint="mpload tables lists the tables there are")
             connection.execute(f'DROP TABLE {_SCHEMA}."{name}"')
-            connection.execute(f"DELETE FROM {_SCHEMA}.{FETCHES} WHERE table_name = {literal(name)}")
+            connection.execute(f"DELETE FROM {_SCHEMA}.{FETCHES} WHERE table_name = {literal(fetched[name])}")
 
 
 def drop_all(database: Path, type_: FetchType | None = None) -> list[str]:

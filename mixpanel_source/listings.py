@@ -51,8 +51,10 @@ def workspace_of(client: MixpanelClient) -> str:
     """The account's workspace, else the project's default one, by `app/me`. Raises QueryError where there is none."""
     if client.credentials.workspace_id is not None:
         return client.credentials.workspace_id
-    known = client.me().get("results", {}).get("workspaces") or {}
-    own = [one for one in known.values() if str(one.get("project_id")) == client.credentials.project_id]
+    found = client.me().get("results")
+    known = found.get("workspaces") if isinstance(found, dict) else None
+    workspaces = [one for one in known.values() if isinstance(one, dict)] if isinstance(known, dict) else []
+    own = [one for one in workspaces if str(one.get("project_id")) == client.credentials.project_id]
     for mark in ("is_default", "is_global"):
         for workspace in own:
             if workspace.get(mark):

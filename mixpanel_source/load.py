@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Protocol, Self
 
 import dlt
+import duckdb
 from dlt.common.destination import Destination
 from dlt.common.destination.configuration import ParquetFormatConfiguration
 from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
@@ -30,7 +31,6 @@ from mixpanel_source import settings
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, TableExistsError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
-from mixpanel_source.fetch import fetched_tables
 from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_record import recorded
 from mixpanel_source.project import Project, day_in_words
@@ -44,6 +44,7 @@ from mixpanel_source.warehouse import (
     check_database,
     connected,
     data_folder_error,
+    fetched_tables,
     first_line,
     hint_of,
     lock_path,
@@ -153,12 +154,15 @@ def load(
     unknown = [name for name in resources if name not in RESOURCES]
     if unknown:
         raise ConfigError(f"there is no resource {unknown[0]!r}", hint=f"there are: {', '.join(RESOURCES)}")
+    if "group_profiles" in resources:
+        required_group_ids(project.data_group_ids)
     result = LoadResult(database)
     told = progress or NoProgress()
     check_database(database)
     with _locked(database), recorded(database, lambda: result.error, lambda: result.warnings):
         prepare_database(database)
-        _refuse_snapshots(database, resources)
+        with opened(database) as connection:
+            _refuse_snapshots(connection, resources)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
@@ -166,8 +170,6 @@ def load(
             "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
             "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
         }
-        for listing in LISTINGS.values():
-            steps[listing.table] = partial(_load_listing, pipeline, project, told, database, listing)
         for name in RESOURCES:
             if name not in resources:
                 continue
@@ -175,8 +177,13 @@ def load(
             result.tables.append(table)
             started = time.monotonic()
             try:
+                if pipeline.has_pending_data:  # of a table that failed; dlt would write it in place of the next one
+                    pipeline = open_pipeline(database)
                 with _own_errors(database):
-                    steps[name](table)
+                    if name in LISTINGS:
+                        _load_listing(pipeline, project, told, database, LISTINGS[name], table)
+                    else:
+                        steps[name](table)
             except ConfigError:
                 raise
             except PlanError as error:
@@ -191,10 +198,10 @@ def load(
     return result
 
 
-def _refuse_snapshots(database: Path, resources: Sequence[str]) -> None:
+def _refuse_snapshots(connection: duckdb.DuckDBPyConnection, resources: Sequence[str]) -> None:
     """Raises TableExistsError where a resource's table is one that `fetch` made."""
-    with opened(database) as connection:
-        for name in fetched_tables(connection).keys() & set(resources):
+    for name in fetched_tables(connection):
+        if name.lower() in resources:
             raise TableExistsError(
                 f"the table {name} is a snapshot, which a load cannot add to",
                 hint=f"drop it, or load into another file with --db: mpload drop {name}",
@@ -269,7 +276,7 @@ def _load_events(
         try:
             while not exports.is_done:
                 told.rows = told.days = 0
-                with _Writing(result.database, progress) as writing:
+                with _Writing(result.database, progress, "events") as writing:
                     package = events_package(exports, PackageLimits(), writing.begin, partial(_holds_none_of, pipeline))
                     pipeline.run(source_of(package))
                 table.rows += told.rows
@@ -283,16 +290,21 @@ def _load_events(
 class _Writing:
     """From when a load package is ready until it is written: readers wait, and Ctrl-C lets it be finished."""
 
-    def __init__(self, database: Path, progress: LoadProgress) -> None:
+    def __init__(self, database: Path, progress: LoadProgress, resource: str) -> None:
         self._database = database
         self._progress = progress
+        self._resource = resource
         self._held = ExitStack()
 
     def begin(self) -> None:
-        """Raises WarehouseError where a program reads the database and goes on for READERS_WAIT_S."""
+        """Raises WarehouseError where a program reads the database and goes on for READERS_WAIT_S.
+
+        And TableExistsError where a snapshot has taken the table's name meanwhile.
+        """
         self._progress.writing()
         # Only as long as a connection is open does DuckDB keep others out; dlt opens and closes its own ones.
-        self._held.enter_context(connected(self._database, wait_s=READERS_WAIT_S, on_wait=self._progress.waiting))
+        waiting = connected(self._database, wait_s=READERS_WAIT_S, on_wait=self._progress.waiting)
+        _refuse_snapshots(self._held.enter_context(waiting), [self._resource])
         self._held.enter_context(_finishing(self._progress.interrupted))
 
     def __enter__(self) -> Self:
@@ -322,8 +334,8 @@ def _finishing(on_interrupt: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if interrupted:
-        raise KeyboardInterrupt
+        if interrupted:  # also where the writing failed: else the next table would be loaded
+            raise KeyboardInterrupt
 
 
 class _Counted:
@@ -361,7 +373,7 @@ def _load_profiles(
     database: Path,
 ) -> None:
     table.table = asked.table
-    with _Writing(database, progress) as writing:
+    with _Writing(database, progress, asked.table) as writing:
         pipeline.run(
             source_of(
                 profiles_resource(lambda: project, asked, on_page=progress.profiles, about_to_write=writing.begin)
@@ -378,7 +390,7 @@ def _load_group_profiles(
     failed: list[MixpanelDataError] = []
     for id_ in required_group_ids(project.data_group_ids):
         try:
-            with _own_errors(result.database), _Writing(result.database, progress) as writing:
+            with _own_errors(result.database), _Writing(result.database, progress, "group_profiles") as writing:
                 group = group_profiles_resource(
                     lambda: project, [id_], on_page=progress.profiles, about_to_write=writing.begin
                 )
@@ -405,7 +417,7 @@ def _load_members(
     with project.client() as client:
         walks = CohortWalks(client, asked, progress.profiles)
         while not walks.is_done:
-            with _Writing(result.database, progress) as writing:
+            with _Writing(result.database, progress, "cohort_members") as writing:
                 pipeline.run(source_of(members_package(walks, writing.begin)))
             _count_rows(pipeline, table)
             _forget_old_packages(pipeline)
@@ -416,7 +428,7 @@ def _load_members(
 def _load_listing(
     pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, database: Path, listing: Listing, table: TableLoad
 ) -> None:
-    with _Writing(database, progress) as writing:
+    with _Writing(database, progress, listing.table) as writing:
         pipeline.run(source_of(listing_resource(listing, lambda: project, about_to_write=writing.begin)))
     _count_rows(pipeline, table)
     _forget_old_packages(pipeline)

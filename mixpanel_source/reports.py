@@ -442,7 +442,8 @@ class Reports:
                 "insights", {"bookmark_id": bookmark_id}, parsing.insights_rows, ("path", "date", "value")
             )
         raw = found["raw"]
-        dates = raw.get("date_range") or {}
+        dates = raw.get("date_range")
+        dates = dates if isinstance(dates, dict) else {}
         return InsightsResult(
             **found,
             bookmark_id=bookmark_id,

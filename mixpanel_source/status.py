@@ -21,7 +21,7 @@ from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
-from mixpanel_source.warehouse import DatabaseBusyError, opened, pipelines_folder, tables
+from mixpanel_source.warehouse import DatabaseBusyError, fetched_tables, opened, pipelines_folder, table_names, tables
 from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, windows_over
 
 _LOCK_WAIT_S = 0.5
@@ -95,7 +95,7 @@ def status(database: Path, project: Project | None, now: datetime | None = None)
 
 def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:
     """Read from the tables of `connection`; what is not there yet is empty."""
-    names = {table.name for table in tables(connection)}
+    names = {table.name for table in tables(connection)} - fetched_tables(connection).keys()
     known: dict[str, Any] = {}
     if "event_days" in names:
         known |= _days(_ask(connection, LOADED_DAYS_SQL), project, now)
@@ -108,7 +108,7 @@ def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, 
             connection,
             "SELECT count(*), max(inserted_at) FROM profiles LEFT JOIN _dlt_loads ON load_id = profiles._dlt_load_id",
         )
-    if names:
+    if "_dlt_loads" in table_names(connection):
         [(known["last_load"],)] = _ask(connection, "SELECT max(inserted_at) FROM _dlt_loads WHERE status = 0")
     return LoadStatus(**known)
 

@@ -12,12 +12,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ConfigError, QueryError, TableNotFoundError, WarehouseError
+
+FetchType = Literal["events", "profiles"]
+
+FETCHES = "fetches"
+"""The table that tells of the snapshots there are."""
 
 LOCK_WAIT_S = 3.0
 """How long a query waits for a load that holds the file: its last step takes about as long."""
@@ -169,7 +174,9 @@ def prepare_database(path: Path) -> None:
 
 
 @contextmanager
-def connected(path: Path, *, wait_s: float, on_wait: Callable[[float, str], None]) -> Iterator[None]:
+def connected(
+    path: Path, *, wait_s: float, on_wait: Callable[[float, str], None]
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Keeps every other process out. `on_wait` is told of a wait. Raises DatabaseBusyError after `wait_s`."""
     try:
         connection = _open(path, read_only=False)
@@ -177,7 +184,7 @@ def connected(path: Path, *, wait_s: float, on_wait: Callable[[float, str], None
         on_wait(wait_s, f"at most, as {busy.message}")
         connection = _open(path, read_only=False, wait_s=wait_s)
     try:
-        yield
+        yield connection
     finally:
         connection.close()
 
@@ -335,6 +342,14 @@ def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
         f" AND table_schema = '{settings.DATASET}'"
     ).fetchall()
     return {name for (name,) in found}
+
+
+def fetched_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, FetchType]:
+    """The snapshots in the database, by name, with what they are of."""
+    if FETCHES not in table_names(connection):
+        return {}
+    sql = f'SELECT table_name, type FROM "{settings.DATASET}".{FETCHES} ORDER BY 1'
+    return dict(connection.execute(sql).fetchall())
 
 
 def schema(connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str, str]]:

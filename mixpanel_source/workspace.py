@@ -19,14 +19,13 @@ from mixpanel_source import settings as settings_
 from mixpanel_source import warehouse
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.closing import Closing
-from mixpanel_source.credentials import Account, Credentials, resolve_credentials
+from mixpanel_source.credentials import Account, resolve_credentials
 from mixpanel_source.discovery import VALUES, Discovery
 from mixpanel_source.errors import AuthenticationError, ConfigError
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.fetch import (
     FetchProgress,
     FetchResult,
-    FetchType,
     drop_all,
     drop_tables,
     fetch_events,
@@ -36,7 +35,7 @@ from mixpanel_source.load_record import record_path
 from mixpanel_source.project import Project, parse_day, project_of
 from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
-from mixpanel_source.warehouse import QueryResult, TableInfo
+from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,9 +60,10 @@ def _of_discovery(method: Callable[Concatenate[Discovery, P], R]) -> Callable[Co
 class Workspace(Closing):
     """A context manager; closing ends requests and connections. Credentials are looked for when they are needed.
 
-    `account` names one of the config file; `project_id` and `region` take the place of its own. `path` is the DuckDB
-    file, `<project_id>.duckdb` in the data folder unless given. `client` asks Mixpanel in place of one made for the
-    account. Further `settings` are fields of `Project`, such as `project_timezone` and `wait`.
+    `account` names one of the config file; `project_id` and `region` take the place of its own (another project has
+    none of the account's zone). `path` is the DuckDB file, `<project_id>.duckdb` in the data folder unless given.
+    `client` asks for lists and reports in place of one made for the account; loads and snapshots have clients of their
+    own. Further `settings` are fields of `Project`, such as `project_timezone` and `wait`.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Workspace(Closing):
         if region is not None and region not in settings_.REGIONS:
             raise ConfigError(f"region {region!r} is none of {', '.join(settings_.REGIONS)}")
         self._account_name = account
-        self._changes = {name: value for name, value in (("project_id", project_id), ("region", region)) if value}
+        self._project_id = project_id
+        self._region = region
         self._path = None if path is None else Path(path).expanduser()
         self._settings = settings
         self._client = client
@@ -91,8 +92,9 @@ class Workspace(Closing):
     @classmethod
     def ephemeral(cls, account: str | None = None, **options: Any) -> Self:
         """One whose file is temporary: gone when it is closed, also after an exception, or at Python's end."""
+        workspace = cls(account, **options)
         folder = Path(tempfile.mkdtemp(prefix="mpload-"))
-        workspace = cls(account, path=folder / "ephemeral.duckdb", **options)
+        workspace._path = folder / "ephemeral.duckdb"
         workspace._remove = weakref.finalize(workspace, _remove_ephemeral, folder)
         return workspace
 
@@ -121,7 +123,11 @@ class Workspace(Closing):
                 "this workspace was opened without credentials", hint="use Workspace() to ask Mixpanel"
             )
         account = resolve_credentials(self._account_name)
-        return replace(account, credentials=_changed(account, self._changes)) if self._changes else account
+        if self._project_id is not None:
+            account = account.of_project(self._project_id)
+        if self._region is not None:
+            account = replace(account, credentials=replace(account.credentials, region=self._region))
+        return account
 
     @functools.cached_property
     def project(self) -> Project:
@@ -289,14 +295,6 @@ class Workspace(Closing):
         else:
             with warehouse.opened(self.path) as connection:
                 yield connection
-
-
-def _changed(account: Account, changes: dict[str, str]) -> Credentials:
-    """A workspace belongs to its project: another project has another one."""
-    changed: dict[str, Any] = dict(changes)
-    if "project_id" in changed:
-        changed["workspace_id"] = None
-    return replace(account.credentials, **changed)
 
 
 def _remove_ephemeral(folder: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import traceback
 import warnings
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -219,3 +220,16 @@ def test_accounts_without_a_default_say_to_choose_one(config: Path) -> None:
 def test_the_only_account_needs_no_default(config: Path) -> None:
     config.write_text(CONFIG.partition("[accounts.mumbai]")[0].replace('default = "production"', ""))
     assert resolve_credentials(environ={}, config_path=config).name == "production"
+
+
+def test_another_project_has_none_of_what_the_account_says_of_its_own() -> None:
+    own = Account(
+        Credentials("u", "planted", "1", "eu", workspace_id="9"),
+        "prod",
+        "America/New_York",
+        True,
+        {"start_date": date(2020, 1, 1), "data_group_ids": ("5",), "retries": 7},
+    )
+    other = own.of_project("77")
+    assert other == Account(Credentials("u", "planted", "77", "eu"), "prod", load_settings={"retries": 7})
+    assert own.of_project("1") is own

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import RunLoad, Sql
+from conftest import NOW, RunLoad, Sql
 from export_lines import at, day_lines, line
 
 from mixpanel_source.cli import app
@@ -23,8 +23,11 @@ from mixpanel_source.errors import (
 )
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.fetch import FetchResult, drop_all, drop_tables, fetch_events, fetch_profiles
+from mixpanel_source.load import NoProgress, load
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
+from mixpanel_source.status import status
+from mixpanel_source.windows import DateRange, Window
 
 FIRST, LAST = date(2024, 3, 1), date(2024, 3, 2)
 ODD = b'{"event":"E \xf0\x9f\x98\x80","properties":{"n":123456789012345678901234567890,"f":1.10,"s":"\\u0000"},"x":[1]}'
@@ -144,6 +147,55 @@ def test_a_load_does_not_add_to_a_snapshot(
         fetch()
 
 
+def test_a_snapshot_that_comes_while_a_load_downloads_is_not_added_to(
+    fetch: Fetch, run_load: RunLoad, sandbox: Sandbox, database: Path, project: Project, sql: Sql
+) -> None:
+    made: list[FetchResult] = []
+
+    class Told(NoProgress):
+        def loaded(self, window: Window, rows: int, size: int) -> None:
+            if not made:
+                made.append(fetch())
+
+    result = load(project, database, ["events"], asked=DateRange(FIRST, LAST), progress=Told())
+    assert isinstance(result.error, TableExistsError)
+    assert sql("select count(*) from events") == [(made[0].rows,)]
+    assert "event_days" not in tables(sql)
+
+
+def test_a_snapshot_in_another_case_is_the_same_table(
+    fetch: Fetch, run_load: RunLoad, sandbox: Sandbox, database: Path, sql: Sql
+) -> None:
+    fetch("Events")
+    before = asked(sandbox)
+    with pytest.raises(TableExistsError):
+        run_load("2024-03-01", "2024-03-02")
+    assert asked(sandbox) == before
+    drop_tables(database, ["EVENTS"])
+    assert tables(sql) == {"fetches"}
+
+
+def test_status_tells_of_loads_and_not_of_snapshots(
+    fetch: Fetch, run_load: RunLoad, project: Project, database: Path
+) -> None:
+    fetch()
+    fetch_profiles(project, database)
+    found = status(database, project, NOW).loaded
+    assert found is not None
+    assert (found.rows, found.days, found.profiles, found.last_load) == (0, 0, None, None)
+    run_load(resources=("cohorts",))
+    found = status(database, project, NOW).loaded
+    assert found is not None
+    assert (found.rows, found.profiles) == (0, None)
+    assert found.last_load is not None
+
+
+@pytest.mark.parametrize("odd", [{"events": "AB"}, {"events": ("A", "")}, {"where": ""}])
+def test_a_filter_of_nothing_is_refused(odd: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        EventFilter(**odd)
+
+
 def test_dropping_takes_all_or_none_and_only_snapshots(
     fetch: Fetch, run_load: RunLoad, project: Project, database: Path, sql: Sql
 ) -> None:
@@ -155,7 +207,8 @@ def test_dropping_takes_all_or_none_and_only_snapshots(
         with pytest.raises(error):
             drop_tables(database, names)
     assert {"a", "b", "c", "events"} < tables(sql)
-    assert drop_all(database, "events") == ["a", "b"]
+    drop_tables(database, ["a", "a"])
+    assert drop_all(database, "events") == ["b"]
     assert sql("select table_name from fetches") == [("c",)]
     assert drop_all(database) == ["c"]
     assert drop_all(database) == []

@@ -236,3 +236,26 @@ def test_the_source_has_them_and_loads_them_only_where_they_are_named(
 def test_the_lexicon_has_a_limit_of_its_own() -> None:
     assert settings.LIMITS["lexicon"] == ((5, 60.0),)
     assert NO_LIMITS.keys() == settings.LIMITS.keys()
+
+
+def test_a_table_that_fails_while_it_is_written_does_not_take_the_place_of_the_next(
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql
+) -> None:
+    sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {}}])
+    run_load(resources=("cohorts",))
+    sandbox.set_cohorts([{"id": 9, "name": "Other"}])
+    with merge_broken_off("cohorts"):
+        result = run_load(resources=("profiles", "cohorts", "funnels"), raises=False)
+    assert [(table.table, table.rows, table.error is None) for table in result.tables] == [
+        ("profiles", 1, True),
+        ("cohorts", 0, False),
+        ("funnels", 1, True),
+    ]
+    assert in_table(sql, "cohorts") == EXPECTED["cohorts"][1]
+    assert in_table(sql, "funnels") == EXPECTED["funnels"][1]
+
+
+def test_groups_that_are_not_named_are_told_before_anything_is_loaded(run_load: RunLoad, sandbox: Sandbox) -> None:
+    with pytest.raises(ConfigError, match="no data_group_id"):
+        run_load("2024-03-01", "2024-03-01", resources=("events", "group_profiles"))
+    assert sandbox.requests == []

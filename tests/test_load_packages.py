@@ -16,6 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 from conftest import RunLoad, Sql
+from dlt.destinations.exceptions import DatabaseTerminalException
 from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
 from export_lines import day_lines
 
@@ -125,6 +126,25 @@ def test_ctrl_c_while_a_package_is_written_lets_it_be_finished_and_ends_the_load
     assert sql("select count(*) from _dlt_loads where status = 0") == [(2,)]
     run_load(FIRST, LAST)
     assert sql("select count(*), count(distinct event_id) from events") == [(18, 18)]
+
+
+def test_ctrl_c_ends_the_load_also_where_the_writing_fails(
+    run_load: RunLoad, sql: Sql, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {}}])
+    run_load(FIRST, FIRST)
+
+    def fail() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.1)  # the main thread's turn to see it
+        raise DatabaseTerminalException(RuntimeError("the power is gone"))
+
+    with monkeypatch.context() as patch:
+        when_events_are_written(patch, fail)
+        with pytest.raises(KeyboardInterrupt):
+            run_load(FIRST, LAST, refresh=True, resources=("events", "profiles"))
+    assert not sql("select 1 from duckdb_tables() where table_name = 'profiles'")
+    assert sql("select count(*) from events") == [(3,)]
 
 
 def test_a_second_ctrl_c_ends_it_at_once_and_the_days_stay_as_they_were(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -124,8 +124,7 @@ class GlobalOptions:
             account = accounts.find_account(name)
         hide(account.credentials.secret.reveal(), account.credentials.authorization().partition(" ")[2])
         if self.project:
-            other = replace(account.credentials, project_id=self.project, workspace_id=None)
-            account = replace(account, credentials=other)
+            account = account.of_project(self.project)
         self._account = account
         return account
 
