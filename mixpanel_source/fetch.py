@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 
@@ -22,6 +22,7 @@ from mixpanel_source.listings import LISTINGS
 from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing import profiles as profile_parsing
 from mixpanel_source.parsing.events import SCHEMA as EVENTS_SCHEMA
+from mixpanel_source.progress import LoadProgress, NoProgress
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.profiles import tables_of
 from mixpanel_source.warehouse import (
@@ -34,7 +35,7 @@ from mixpanel_source.warehouse import (
     prepare_database,
     table_names,
 )
-from mixpanel_source.windows import DateRange, Window
+from mixpanel_source.windows import DateRange
 
 WRITE_WAIT_S = 600.0
 """How long a snapshot that is ready waits for a program that has the database open."""
@@ -42,24 +43,6 @@ WRITE_WAIT_S = 600.0
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LOADED_TABLES = frozenset({"events", "profiles", "event_days", "rejected_lines", *TABLES, *LISTINGS})
 _SCHEMA = f'"{settings.DATASET}"'
-
-
-class FetchProgress(Protocol):
-    """Told how far a fetch is. Called from several threads."""
-
-    def planned(self, windows: Sequence[Window]) -> None: ...
-    def received(self, compressed_bytes: int) -> None: ...
-    def loaded(self, window: Window, rows: int, size: int) -> None: ...
-    def profiles(self, read: int, total: int | None) -> None: ...
-    def writing(self) -> None: ...
-
-
-class _NoProgress:
-    def planned(self, windows: Sequence[Window]) -> None: ...
-    def received(self, compressed_bytes: int) -> None: ...
-    def loaded(self, window: Window, rows: int, size: int) -> None: ...
-    def profiles(self, read: int, total: int | None) -> None: ...
-    def writing(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,14 +67,14 @@ def fetch_events(
     from_date: date,
     to_date: date,
     filter_: EventFilter = EventFilter(),
-    progress: FetchProgress | None = None,
+    progress: LoadProgress | None = None,
 ) -> FetchResult:
     """The events of some days in the table `name`, `events` unless given, with the columns that a load's have.
 
     Whole or not at all: an error leaves no table. Raises TableExistsError before anything is asked, ConfigError for a
     name or dates that cannot be, and what `MixpanelClient.export` raises.
     """
-    told = progress or _NoProgress()
+    told = progress or NoProgress()
     windows = project.windows(DateRange(from_date, to_date, refresh=True), ())
     with _snapshot(database, name, "events") as snapshot:
         told.planned(windows)
@@ -121,7 +104,7 @@ def fetch_profiles(
     name: str | None = None,
     *,
     where: str | None = None,
-    progress: FetchProgress | None = None,
+    progress: LoadProgress | None = None,
 ) -> FetchResult:
     """The profiles, or those that match `where`, in the table `name`, `profiles` unless given.
 
@@ -129,7 +112,7 @@ def fetch_profiles(
     """
     if where == "":
         raise ConfigError("where is empty", hint="leave it out for all profiles")
-    told = progress or _NoProgress()
+    told = progress or NoProgress()
     with _snapshot(database, name, "profiles") as snapshot:
         snapshot.file.write(profile_parsing.SCHEMA.empty_table())
         with project.client() as client, client.profiles(where=where, on_page=told.profiles) as pages:

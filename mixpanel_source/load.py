@@ -16,7 +16,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import dlt
 import duckdb
@@ -24,6 +24,7 @@ from dlt.common.destination import Destination
 from dlt.common.destination.configuration import ParquetFormatConfiguration
 from dlt.destinations.exceptions import DatabaseUndefinedRelation, DestinationConnectionError
 from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
+from dlt.extract import DltResource
 from dlt.pipeline.exceptions import PipelineStepFailed
 from filelock import FileLock, Timeout
 
@@ -33,6 +34,7 @@ from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, Ta
 from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_record import recorded
+from mixpanel_source.progress import LoadProgress, NoProgress
 from mixpanel_source.project import Project, day_in_words
 from mixpanel_source.resources.cohort_members import CohortWalks, members_package
 from mixpanel_source.resources.events import PackageLimits, days_scope, events_package
@@ -84,28 +86,6 @@ DUCKDB_CONFIG = {
     "memory_limit": "200MB",
 }
 DUCKDB_PRAGMAS = ["force_compression='zstd'"]
-
-
-class LoadProgress(Protocol):
-    """Told how far a load is. Called from several threads."""
-
-    def planned(self, windows: Sequence[Window]) -> None: ...
-    def received(self, compressed_bytes: int) -> None: ...
-    def loaded(self, window: Window, rows: int, size: int) -> None: ...
-    def profiles(self, read: int, total: int | None) -> None: ...
-    def writing(self) -> None: ...
-    def waiting(self, seconds: float, why: str) -> None: ...
-    def interrupted(self) -> None: ...
-
-
-class NoProgress:
-    def planned(self, windows: Sequence[Window]) -> None: ...
-    def received(self, compressed_bytes: int) -> None: ...
-    def loaded(self, window: Window, rows: int, size: int) -> None: ...
-    def profiles(self, read: int, total: int | None) -> None: ...
-    def writing(self) -> None: ...
-    def waiting(self, seconds: float, why: str) -> None: ...
-    def interrupted(self) -> None: ...
 
 
 @dataclass
@@ -276,12 +256,12 @@ def _load_events(
         try:
             while not exports.is_done:
                 told.rows = told.days = 0
-                with _Writing(result.database, progress, "events") as writing:
-                    package = events_package(exports, PackageLimits(), writing.begin, partial(_holds_none_of, pipeline))
-                    pipeline.run(source_of(package))
+                events = partial(
+                    events_package, exports, PackageLimits(), holds_none_of=partial(_holds_none_of, pipeline)
+                )
+                _run_package(pipeline, result.database, progress, "events", events)
                 table.rows += told.rows
                 table.days += told.days
-                _forget_old_packages(pipeline)
         finally:
             result.warnings += exports.warnings()
         exports.raise_incomplete()
@@ -373,14 +353,9 @@ def _load_profiles(
     database: Path,
 ) -> None:
     table.table = asked.table
-    with _Writing(database, progress, asked.table) as writing:
-        pipeline.run(
-            source_of(
-                profiles_resource(lambda: project, asked, on_page=progress.profiles, about_to_write=writing.begin)
-            )
-        )
+    profiles = partial(profiles_resource, lambda: project, asked, on_page=progress.profiles)
+    _run_package(pipeline, database, progress, asked.table, profiles)
     _count_rows(pipeline, table)
-    _forget_old_packages(pipeline)
 
 
 def _load_group_profiles(
@@ -389,18 +364,15 @@ def _load_group_profiles(
     """Load group type by group type; what is loaded stays if another one fails."""
     failed: list[MixpanelDataError] = []
     for id_ in required_group_ids(project.data_group_ids):
+        group = partial(group_profiles_resource, lambda: project, [id_], on_page=progress.profiles)
         try:
-            with _own_errors(result.database), _Writing(result.database, progress, "group_profiles") as writing:
-                group = group_profiles_resource(
-                    lambda: project, [id_], on_page=progress.profiles, about_to_write=writing.begin
-                )
-                pipeline.run(source_of(group))
+            with _own_errors(result.database):
+                _run_package(pipeline, result.database, progress, "group_profiles", group)
         except FAILS_ALONE as error:
             failed.append(error)
             result.warnings.append(f"the group profiles of {id_} are as before: {error.message}")
         else:
             _count_rows(pipeline, table)
-            _forget_old_packages(pipeline)
     if failed:
         raise failed[0]
 
@@ -417,10 +389,8 @@ def _load_members(
     with project.client() as client:
         walks = CohortWalks(client, asked, progress.profiles)
         while not walks.is_done:
-            with _Writing(result.database, progress, "cohort_members") as writing:
-                pipeline.run(source_of(members_package(walks, writing.begin)))
+            _run_package(pipeline, result.database, progress, "cohort_members", partial(members_package, walks))
             _count_rows(pipeline, table)
-            _forget_old_packages(pipeline)
         result.warnings += walks.warnings()
         walks.raise_failed()
 
@@ -428,9 +398,21 @@ def _load_members(
 def _load_listing(
     pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, database: Path, listing: Listing, table: TableLoad
 ) -> None:
-    with _Writing(database, progress, listing.table) as writing:
-        pipeline.run(source_of(listing_resource(listing, lambda: project, about_to_write=writing.begin)))
+    rows = partial(listing_resource, listing, lambda: project)
+    _run_package(pipeline, database, progress, listing.table, rows)
     _count_rows(pipeline, table)
+
+
+def _run_package(
+    pipeline: dlt.Pipeline,
+    database: Path,
+    progress: LoadProgress,
+    table: str,
+    resource: Callable[..., DltResource],
+) -> None:
+    """Load one package: what `resource` is for the `about_to_write` it is given."""
+    with _Writing(database, progress, table) as writing:
+        pipeline.run(source_of(resource(about_to_write=writing.begin)))
     _forget_old_packages(pipeline)
 
 

@@ -24,7 +24,6 @@ from mixpanel_source.discovery import VALUES, Discovery
 from mixpanel_source.errors import AuthenticationError, ConfigError
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.fetch import (
-    FetchProgress,
     FetchResult,
     drop_all,
     drop_tables,
@@ -32,6 +31,7 @@ from mixpanel_source.fetch import (
     fetch_profiles,
 )
 from mixpanel_source.load_record import record_path
+from mixpanel_source.progress import LoadProgress
 from mixpanel_source.project import Project, parse_day, project_of
 from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
@@ -225,7 +225,7 @@ class Workspace(Closing):
         *,
         events: Sequence[str] = (),
         where: str | None = None,
-        progress: FetchProgress | None = None,
+        progress: LoadProgress | None = None,
     ) -> FetchResult:
         """As `fetch.fetch_events`; both dates are needed."""
         first, last = parse_day("from_date", from_date), parse_day("to_date", to_date)
@@ -238,7 +238,7 @@ class Workspace(Closing):
         )
 
     def fetch_profiles(
-        self, name: str | None = None, *, where: str | None = None, progress: FetchProgress | None = None
+        self, name: str | None = None, *, where: str | None = None, progress: LoadProgress | None = None
     ) -> FetchResult:
         """As `fetch.fetch_profiles`."""
         self._close_connection()

@@ -23,7 +23,8 @@ from mixpanel_source.errors import (
 )
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.fetch import FetchResult, drop_all, drop_tables, fetch_events, fetch_profiles
-from mixpanel_source.load import NoProgress, load
+from mixpanel_source.load import load
+from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
 from mixpanel_source.status import status

@@ -22,7 +22,8 @@ from export_lines import day_lines
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ServerError, WarehouseError
-from mixpanel_source.load import NoProgress, load, open_pipeline
+from mixpanel_source.load import load, open_pipeline
+from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
 from mixpanel_source.resources.events import PackageLimits
 from mixpanel_source.sandbox import Fault, Sandbox

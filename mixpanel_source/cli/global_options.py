@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixpanel_source.cli.messages import hide, note, set_up_log
+from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, hide, note, set_up_log
 from mixpanel_source.cli.output import TABLE_ROWS, Format, default_format, write_rows
 from mixpanel_source.errors import AuthenticationError, ConfigError
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from mixpanel_source.credentials import Account
     from mixpanel_source.project import Project
 
-
-_WAIT_WORTH_A_LINE_S = 5.0
 
 _EPILOG = "Options of mpload itself (--db, --format, --quiet ...: see mpload --help) may stand here, too."
 
@@ -133,7 +131,7 @@ class GlobalOptions:
         from mixpanel_source.project import project_of
 
         def waiting(seconds: float, why: str) -> None:
-            if seconds > _WAIT_WORTH_A_LINE_S:
+            if seconds > WAIT_WORTH_A_LINE_S:
                 self.say(f"waiting {seconds:.0f} s: {why}")
 
         return project_of(self.find_account(), wait=False, on_wait=waiting)

@@ -10,6 +10,7 @@ import warnings
 from typing import Any, TextIO
 
 PROGRAM = "mpload"
+WAIT_WORTH_A_LINE_S = 5.0
 
 _secrets: set[str] = set()
 

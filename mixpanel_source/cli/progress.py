@@ -13,11 +13,9 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from mixpanel_source import settings
-from mixpanel_source.cli.messages import note
+from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, note
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import Window
-
-_WAIT_WORTH_A_LINE_S = 5.0
 
 
 class _Countdown:
@@ -106,7 +104,7 @@ class LoadDisplay:
             self._progress.update(self._profiles, state=f"{self._read} read, writing")
 
     def waiting(self, seconds: float, why: str) -> None:
-        if seconds < _WAIT_WORTH_A_LINE_S or self._quiet:
+        if seconds < WAIT_WORTH_A_LINE_S or self._quiet:
             return
         if self._progress.disable:
             note(f"waiting {_length(seconds)}: {why}")

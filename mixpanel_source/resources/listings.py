@@ -10,7 +10,7 @@ from dlt.extract import DltResource
 
 from mixpanel_source.listings import Listing
 from mixpanel_source.project import Project
-from mixpanel_source.resources.load_package import replace_in_one_transaction
+from mixpanel_source.resources.load_package import replace_in_one_transaction, replacing
 
 
 def listing_resource(
@@ -29,8 +29,7 @@ def listing_resource(
         name=listing.table,
         columns=columns,
         max_table_nesting=0,
-        # One transaction deletes and writes, unlike dlt's `replace`, which empties the table first.
-        write_disposition={"disposition": "merge", "strategy": "delete-insert", "destination_scope": "1 = 1"},
+        write_disposition=replacing("1 = 1"),
     )
     def read() -> Iterator[Any]:
         replace_in_one_transaction()
