@@ -4,10 +4,11 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 BENCH_EVENTS ?= 1000000
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test test-long check bench format clean
 help:
 	@echo "make demo    load real data over HTTP into DuckDB and show answers from it"
 	@echo "make test    the test suite"
+	@echo "make test-long  the tests that take longer: many runs, random data, real time"
 	@echo "make check   lint and types"
 	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"
 	@echo "make format  put the code in its form"
@@ -24,7 +25,10 @@ demo: .venv/ready
 	$(BIN)/mpload demo
 
 test: .venv/ready
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 -m "not long"
+
+test-long: .venv/ready
+	$(BIN)/pytest -n 2 -m long
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -22,7 +22,8 @@ from export_lines import day_lines
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ServerError, WarehouseError
-from mixpanel_source.load import load, open_pipeline
+from mixpanel_source.load import load
+from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
 from mixpanel_source.resources.events import PackageLimits
@@ -31,6 +32,7 @@ from mixpanel_source.warehouse import pipelines_folder
 from mixpanel_source.windows import DateRange
 
 LOAD = import_module("mixpanel_source.load")
+PIPELINE = import_module("mixpanel_source.pipeline")
 FIRST, LAST = "2024-03-01", "2024-03-06"
 ASKED = DateRange(date(2024, 3, 1), date(2024, 3, 6))
 
@@ -224,7 +226,7 @@ def test_a_program_that_never_closes_the_database_ends_the_load_and_is_named(
     run_load: RunLoad, database: Path, project: Project, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_load(FIRST, FIRST)
-    monkeypatch.setattr(LOAD, "READERS_WAIT_S", 0.3)
+    monkeypatch.setattr(PIPELINE, "READERS_WAIT_S", 0.3)
     with Reading(database, 60.0) as reading:
         result = load(project, database, ["events"], asked=ASKED, progress=reading)
     assert isinstance(result.error, WarehouseError)
@@ -263,7 +265,7 @@ def test_nothing_of_the_data_stays_in_dlts_folder(
     run_load: RunLoad, database: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, small_packages: None
 ) -> None:
     sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {"note": "PLANTED-PROFILE"}}])
-    monkeypatch.setattr(LOAD, "PACKAGES_KEPT", 2)
+    monkeypatch.setattr(PIPELINE, "PACKAGES_KEPT", 2)
     run_load(FIRST, LAST, resources=("events", "profiles"))
     kept = [path for path in pipelines_folder(database).rglob("*") if path.is_file()]
     assert kept

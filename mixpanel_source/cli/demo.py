@@ -11,7 +11,8 @@ from typing import Any
 from mixpanel_source import settings
 from mixpanel_source.cli.sandbox import open_sandbox
 from mixpanel_source.credentials import Credentials
-from mixpanel_source.load import LoadResult, load, start_over
+from mixpanel_source.load import LoadResult, load
+from mixpanel_source.pipeline import start_over
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import demo_folder
