@@ -57,6 +57,7 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),
     "data_group_ids": (list,),
+    "typed_tables": (bool,),
 }
 """What an account may say of its loads; options of a load win over it."""
 

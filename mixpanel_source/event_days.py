@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from typing import Any
 
-from mixpanel_source.windows import LoadedDay
+from mixpanel_source.windows import LoadedDay, windows_over
 
 LOADED_DAYS_SQL = """
 SELECT event_days.day, event_days.filter, event_days.exported_at, event_days.complete, event_days.rows
@@ -36,6 +36,12 @@ def loaded_days(rows: Iterable[Sequence[Any]], labels: Sequence[str | None]) -> 
         if all(part is not None for part in parts):
             days.append(min((part for part in parts if part is not None), key=_rank))
     return days
+
+
+def days_scope(column: str, days: Iterable[date]) -> str:
+    """SQL that is true of exactly `days`."""
+    windows = windows_over(days, max_days=1_000_000)
+    return " OR ".join(f"({column} >= DATE '{w.first}' AND {column} <= DATE '{w.last}')" for w in windows)
 
 
 def _rank(day: LoadedDay) -> tuple[bool, datetime]:

@@ -10,23 +10,34 @@ from functools import partial
 from pathlib import Path
 
 import dlt
+import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
-from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError
+from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
+from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_record import recorded
-from mixpanel_source.pipeline import locked, open_pipeline, own_errors, refuse_snapshots, run_package
+from mixpanel_source.pipeline import (
+    DUCKDB_CONFIG,
+    READERS_WAIT_S,
+    locked,
+    open_pipeline,
+    own_errors,
+    refuse_snapshots,
+    run_package,
+)
 from mixpanel_source.progress import LoadProgress, NoProgress
 from mixpanel_source.project import Project, day_in_words
 from mixpanel_source.resources.cohort_members import CohortWalks, members_package
-from mixpanel_source.resources.events import PackageLimits, days_scope, events_package
+from mixpanel_source.resources.events import PackageLimits, events_package
 from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.source import loaded_days_of
-from mixpanel_source.warehouse import check_database, opened, prepare_database
+from mixpanel_source.typed import bring_in_step, is_in_step
+from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
 from mixpanel_source.windows import DateRange, Window
 
 DEFAULT_RESOURCES = ("events", "profiles")
@@ -76,8 +87,9 @@ def load(
     """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
 
     An error of one resource is kept in the result, and the others are loaded; one that the project's plan does not
-    include is left out with a warning, unless it is one of DEFAULT_RESOURCES. Raises WarehouseError where the file
-    cannot be written or another load works on it, ConfigError where the dates or resources cannot be.
+    include is left out with a warning, unless it is one of DEFAULT_RESOURCES. Where the project has them, the typed
+    tables are in step after it, however the rows were loaded. Raises WarehouseError where the file cannot be written or
+    another load works on it, ConfigError where the dates or resources cannot be.
     """
     unknown = [name for name in resources if name not in RESOURCES]
     if unknown:
@@ -123,6 +135,11 @@ def load(
             except MixpanelDataError as error:
                 table.error = error
             table.seconds = time.monotonic() - started
+        if project.typed_tables:
+            try:
+                _typed_tables_in_step(database, told)
+            except MixpanelDataError as error:
+                result.tables.append(TableLoad("typed_tables", error=error))
     return result
 
 
@@ -156,7 +173,7 @@ def _load_events(
                 events = partial(
                     events_package, exports, PackageLimits(), holds_none_of=partial(_holds_none_of, pipeline)
                 )
-                run_package(pipeline, result.database, progress, "events", events)
+                run_package(pipeline, result.database, progress, "events", events, _and_typed_tables(project))
                 table.rows += told.rows
                 table.days += told.days
         finally:
@@ -200,8 +217,37 @@ def _load_profiles(
 ) -> None:
     table.table = asked.table
     profiles = partial(profiles_resource, lambda: project, asked, on_page=progress.profiles)
-    run_package(pipeline, database, progress, asked.table, profiles)
+    run_package(pipeline, database, progress, asked.table, profiles, _and_typed_tables(project))
     _count_rows(pipeline, table)
+
+
+def _and_typed_tables(project: Project) -> Callable[[duckdb.DuckDBPyConnection], None] | None:
+    """What follows each load package of events or profiles."""
+    return _keep_in_step if project.typed_tables else None
+
+
+def _keep_in_step(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        bring_in_step(connection)
+    except duckdb.Error as error:
+        problem = first_line(error)
+        raise WarehouseError(
+            f"the typed tables are not in step: {problem}",
+            hint=hint_of(problem)
+            or "all else is loaded, and whole; the next load tries again, unless --no-typed-tables",
+        ) from None
+
+
+def _typed_tables_in_step(database: Path, progress: LoadProgress) -> None:
+    """At the end of a load: what an earlier one, or another way to load, has left."""
+    with opened(database) as connection:
+        if is_in_step(connection):
+            return
+    progress.writing()
+    with connected(database, wait_s=READERS_WAIT_S, on_wait=progress.waiting) as connection:
+        for name, value in DUCKDB_CONFIG.items():
+            connection.execute(f"SET {name} = '{value}'")
+        _keep_in_step(connection)
 
 
 def _load_group_profiles(

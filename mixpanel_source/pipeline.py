@@ -103,10 +103,16 @@ def run_package(
     progress: LoadProgress,
     table: str,
     resource: Callable[..., DltResource],
+    and_then: Callable[[duckdb.DuckDBPyConnection], object] | None = None,
 ) -> None:
-    """Load one package: what `resource` is for the `about_to_write` it is given."""
+    """Load one package: what `resource` is for the `about_to_write` it is given.
+
+    `and_then` is called with a connection once it is written, before others can read the database or Ctrl-C ends it.
+    """
     with _Writing(database, progress, table) as writing:
         pipeline.run(source_of(resource(about_to_write=writing.begin)))
+        if and_then is not None and writing.connection is not None:
+            and_then(writing.connection)
     _forget_old_packages(pipeline)
 
 
@@ -142,6 +148,8 @@ class _Writing:
         self._progress = progress
         self._resource = resource
         self._held = ExitStack()
+        self.connection: duckdb.DuckDBPyConnection | None = None
+        """Once it has begun."""
 
     def begin(self) -> None:
         """Raises WarehouseError where a program reads the database and goes on for READERS_WAIT_S.
@@ -151,7 +159,8 @@ class _Writing:
         self._progress.writing()
         # Only as long as a connection is open does DuckDB keep others out; dlt opens and closes its own ones.
         waiting = connected(self._database, wait_s=READERS_WAIT_S, on_wait=self._progress.waiting)
-        refuse_snapshots(self._held.enter_context(waiting), [self._resource])
+        self.connection = self._held.enter_context(waiting)
+        refuse_snapshots(self.connection, [self._resource])
         self._held.enter_context(_finishing(self._progress.interrupted))
 
     def __enter__(self) -> Self:

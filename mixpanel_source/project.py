@@ -40,6 +40,8 @@ class Project:
     export_timeout_s: float = settings.EXPORT_TIMEOUT_S
     data_group_ids: Sequence[str] = ()
     """Of the group types whose profiles are loaded, each a signed 64-bit number as text."""
+    typed_tables: bool = True
+    """Whether a load keeps the typed tables in step."""
     base_url: str | None = None
     wait: bool = True
     """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""

@@ -87,6 +87,7 @@ MAX_REJECTED_FREE: Final = 10
 """So many unreadable lines never fail a window, whatever their share."""
 
 DATASET: Final = "mixpanel"
+TYPED_DATASET: Final = f"{DATASET}_typed"
 PIPELINE: Final = "mixpanel"
 
 DEMO_PROJECT: Final = "demo"

@@ -34,7 +34,7 @@ _STEM_CHARS = 60
 _MAGIC, _MAGIC_AT = b"DUCK", 8
 _OTHER_DATABASE = re.compile(r":|\w{2,}:")
 """`:memory:`, `md:name`, `postgres:...`: DuckDB takes them for other things than files."""
-_TAKEN_NAMES = (settings.DATASET, f"{settings.DATASET}_staging", "information_schema")
+_TAKEN_NAMES = (settings.DATASET, f"{settings.DATASET}_staging", settings.TYPED_DATASET, "information_schema")
 _NAME_BYTES = 235
 """A file system takes 255, and what DuckDB puts beside the file has longer names."""
 
@@ -209,11 +209,12 @@ def connect(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> 
     try:
         connection.execute("SET TimeZone = 'UTC'")
         # No parameters: DuckDB imports pandas to see whether one is a DataFrame, which takes longer than all the rest.
-        if connection.execute(
-            "SELECT 1 FROM duckdb_schemas()"
-            f" WHERE schema_name = '{settings.DATASET}' AND database_name = current_database()"
-        ).fetchall():
-            connection.execute(f"SET search_path = '{settings.DATASET},main'")
+        schemas = connection.execute(
+            "SELECT schema_name FROM duckdb_schemas() WHERE database_name = current_database()"
+        ).fetchall()
+        path_ = [name for name in (settings.DATASET, settings.TYPED_DATASET) if (name,) in schemas]
+        if path_:
+            connection.execute(f"SET search_path = '{','.join([*path_, 'main'])}'")
     except duckdb.Error as error:
         connection.close()
         raise _cannot_read(path, error) from None
@@ -264,7 +265,7 @@ def _open(
     until = time.monotonic() + wait_s
     while True:
         try:
-            return duckdb.connect(str(path.absolute()), read_only=read_only, config=config or {})
+            connection = duckdb.connect(str(path.absolute()), read_only=read_only, config=config or {})
         except duckdb.IOException as error:
             holder = re.search(r"PID (\d+)", str(error))
             if holder is None or "lock" not in str(error):
@@ -277,6 +278,9 @@ def _open(
             time.sleep(0.1)
         except duckdb.Error as error:
             raise _cannot_open(path, error) from None
+        else:
+            connection.execute("SET enable_progress_bar = false")  # it goes to stdout, among the data
+            return connection
 
 
 def _cannot_open(path: Path, error: duckdb.Error) -> WarehouseError:
@@ -335,11 +339,11 @@ def tables(connection: duckdb.DuckDBPyConnection) -> list[TableInfo]:
     return [TableInfo(name, _count(connection, name), columns) for name, columns in found]
 
 
-def table_names(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    """Every table and view of the dataset, dlt's own included."""
+def table_names(connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET) -> set[str]:
+    """Every table and view of a dataset, dlt's own included."""
     found = connection.execute(
         "SELECT table_name FROM information_schema.tables WHERE table_catalog = current_database()"
-        f" AND table_schema = '{settings.DATASET}'"
+        f" AND table_schema = '{dataset}'"
     ).fetchall()
     return {name for (name,) in found}
 
@@ -365,10 +369,18 @@ def schema(connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str,
 
 def literal(text: str) -> str:
     """`text` as a string of SQL."""
-    return "'" + text.replace("'", "''") + "'"
+    quoted = "'" + text.replace("'", "''") + "'"
+    return quoted if "\0" not in text else f"({quoted.replace(chr(0), _ZERO)})"
+
+
+_ZERO = "' || chr(0) || '"
+
+
+def identifier(name: str) -> str:
+    """`name` as a name of SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    quoted = table.replace('"', '""')
-    rows = connection.execute(f'SELECT count(*) FROM "{quoted}"').fetchall()
+    rows = connection.execute(f"SELECT count(*) FROM {identifier(table)}").fetchall()
     return int(rows[0][0])

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 import duckdb
 
 from mixpanel_source import settings as settings_
-from mixpanel_source import warehouse
+from mixpanel_source import typed, warehouse
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.closing import Closing
 from mixpanel_source.credentials import Account, resolve_credentials
@@ -33,8 +33,10 @@ from mixpanel_source.fetch import (
 from mixpanel_source.load_record import record_path
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.project import Project, parse_day, project_of
+from mixpanel_source.property_columns import PropertyColumn
 from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
+from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
 
 P = ParamSpec("P")
@@ -278,6 +280,21 @@ class Workspace(Closing):
         """Name and type of each column of a table. Raises TableNotFoundError."""
         with self._reading() as connection:
             return warehouse.schema(connection, table)
+
+    def typed_tables(self) -> list[tuple[str, str | None, int]]:
+        """Name, event (None for profiles) and rows of each typed table."""
+        with self._reading() as connection:
+            return typed.typed_tables(connection)
+
+    def typed_columns(self, event: str | None) -> list[PropertyColumn]:
+        """The properties of an event, of profiles for None, with their columns in the typed table."""
+        with self._reading() as connection:
+            return typed.typed_columns(connection, event)
+
+    def update_typed(self) -> TypedUpdate:
+        """Bring the typed tables in step, after a `pipeline.run` into the file; `load` does so by itself."""
+        self._close_connection()
+        return typed.update_typed(self.path)
 
     def status(self) -> Status:
         """What is loaded, what is missing, and how many requests are left."""

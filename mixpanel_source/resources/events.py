@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 from dlt.extract import DltResource
 
 from mixpanel_source.errors import MixpanelDataError
+from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports, WindowRows
 from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.load_package import literals, replace_in_one_transaction, with_load_id
-from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, windows_over
+from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window
 
 logger = logging.getLogger(__name__)
 
@@ -211,12 +212,6 @@ def _days_scope(column: str, days: Iterable[date], filter_: EventFilter) -> str:
     labels = [label for label in filter_.labels if label is not None]
     # A whole day takes the place of every part of it.
     return f"({scope}) AND filter IN ({literals(labels)})" if labels else scope
-
-
-def days_scope(column: str, days: Iterable[date]) -> str:
-    """SQL that is true of exactly `days`."""
-    windows = windows_over(days, max_days=1_000_000)
-    return " OR ".join(f"({column} >= DATE '{w.first}' AND {column} <= DATE '{w.last}')" for w in windows)
 
 
 class _DayCounts:

@@ -1,0 +1,564 @@
+"""Typed properties: in `mixpanel_typed` a table for each event, one for profiles, and the catalog of their columns.
+
+All of it is made of the `properties` of `events` and `profiles`, and can be made anew from them. `typed_days` tells of
+which load packages it was made: a day that stands in `event_days` with another one is not in step, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Final, TypeAlias, TypeVar
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mixpanel_source import settings
+from mixpanel_source.errors import TableNotFoundError
+from mixpanel_source.event_days import days_scope
+from mixpanel_source.parsing.events import new_connection
+from mixpanel_source.property_columns import (
+    CATALOG,
+    EVENT_COLUMNS,
+    IN_SHARED_COLUMNS,
+    PROFILE_COLUMNS,
+    PROFILES,
+    TYPED_DAYS,
+    TYPED_TABLES,
+    JsonType,
+    PropertyColumn,
+    table_name,
+)
+from mixpanel_source.warehouse import fetched_tables, identifier, literal, opened, table_names
+
+T = TypeVar("T")
+Columns = dict[str, PropertyColumn]
+"""By property."""
+Rows: TypeAlias = "pa.Table | str"
+"""Rows at hand, or a table or a query in brackets of SQL."""
+
+_TYPED: Final = identifier(settings.TYPED_DATASET)
+_LOADED: Final = identifier(settings.DATASET)
+
+BATCH_BYTES: Final = 1024 * 1024 * 1024
+"""Of properties whose days are brought in step in one transaction: a stop loses no more."""
+_READ_ROWS: Final = 20_000
+"""So few that sorting them by event stays in the processor's cache."""
+_FLUSH_BYTES: Final = 16 * 1024 * 1024
+_HELD_BYTES: Final = 64 * 1024 * 1024
+
+# --- what is there
+
+
+def typed_columns(connection: duckdb.DuckDBPyConnection, event: str | None) -> list[PropertyColumn]:
+    """The properties of an event, of profiles for None, by column. Raises TableNotFoundError where it has no table."""
+    if event not in _tables(connection):
+        raise TableNotFoundError(
+            f"there is no typed table of {'profiles' if event is None else f'the event {event!r}'}",
+            hint="mpload tables --typed lists them",
+        )
+    found = _catalog(connection).get(event, {})
+    return sorted(found.values(), key=lambda column: (column.column, column.name))
+
+
+def typed_tables(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str | None, int]]:
+    """Table, event (None for profiles) and rows of each typed table, by name."""
+    sizes = dict(
+        connection.execute(
+            "SELECT table_name, estimated_size FROM duckdb_tables() WHERE database_name = current_database()"
+            f" AND schema_name = {literal(settings.TYPED_DATASET)}"
+        ).fetchall()
+    )
+    tables = _tables(connection)
+    return sorted((name, event, sizes[name]) for event, name in tables.items())
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> dict[str | None, str]:
+    """The typed tables that are there, by event, None being profiles."""
+    names = table_names(connection, settings.TYPED_DATASET)
+    return {event: name for event, name in _made_tables(connection).items() if name in names}
+
+
+def _made_tables(connection: duckdb.DuckDBPyConnection) -> dict[str | None, str]:
+    """Those that were made, even if someone dropped them."""
+    if TYPED_TABLES not in table_names(connection, settings.TYPED_DATASET):
+        return {}
+    return dict(connection.execute(f"SELECT event, table_name FROM {_TYPED}.{TYPED_TABLES}").fetchall())
+
+
+def _catalog(connection: duckdb.DuckDBPyConnection) -> dict[str | None, Columns]:
+    catalog: dict[str | None, Columns] = {}
+    found = connection.execute(f"SELECT event, property, json_types, rows FROM {_TYPED}.{CATALOG}").fetchall()
+    for event, name, json_types, rows in found:
+        catalog.setdefault(event, {})[name] = PropertyColumn(event, name, tuple(json_types), rows)
+    return catalog
+
+
+# --- bringing it in step
+
+
+@dataclass(frozen=True)
+class TypedUpdate:
+    """What was brought in step: export days, and the rows that were written for it."""
+
+    days: int = 0
+    event_rows: int = 0
+    profile_rows: int = 0
+
+
+def update_typed(database: Path) -> TypedUpdate:
+    """Bring the typed tables of a DuckDB file in step with what was loaded into its dataset `mixpanel`.
+
+    `mpload load` does so by itself; call it after a `pipeline.run`. Raises WarehouseError where the file is held.
+    """
+    with opened(database, write=True) as connection:
+        return bring_in_step(connection)
+
+
+def bring_in_step(connection: duckdb.DuckDBPyConnection) -> TypedUpdate:
+    """As `update_typed`, by a connection that may write. Some days at a time, each of them whole or not at all."""
+    if is_in_step(connection):
+        return TypedUpdate()
+    loaded = _loaded(connection)
+    update = TypedUpdate()
+    with _compressed_for_queries(connection):
+        _make_own_tables(connection)
+        while "events" in loaded and (days := _stale_days(connection)):
+            written = _days_in_step(connection, *days)
+            update = replace(update, days=update.days + len(days[0]), event_rows=update.event_rows + written)
+        if "profiles" in loaded and _are_profiles_stale(connection):
+            update = replace(update, profile_rows=_profiles_in_step(connection))
+    return update
+
+
+def is_in_step(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the typed tables hold what `events` and `profiles` do. Changes nothing."""
+    loaded = _loaded(connection)
+    if not loaded:
+        return True
+    if TYPED_DAYS not in table_names(connection, settings.TYPED_DATASET):
+        return False
+    return not (
+        ("events" in loaded and _stale_days(connection)) or ("profiles" in loaded and _are_profiles_stale(connection))
+    )
+
+
+def _loaded(connection: duckdb.DuckDBPyConnection) -> set[str]:
+    """Which of `events` and `profiles` are there, as loads have made them."""
+    names = table_names(connection)
+    loaded = {"events", "profiles"} & names - fetched_tables(connection).keys()
+    return loaded if {"event_days", "_dlt_loads"} <= names else loaded - {"events"}
+
+
+def _make_own_tables(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_TYPED}")
+    for name, columns in (
+        (CATALOG, "event VARCHAR, property VARCHAR, json_types VARCHAR[], rows BIGINT, column_name VARCHAR,"
+         " sql_type VARCHAR, table_name VARCHAR"),
+        (TYPED_TABLES, "event VARCHAR, table_name VARCHAR"),
+        (TYPED_DAYS, "day DATE, filter VARCHAR, _dlt_load_id VARCHAR"),
+    ):  # fmt: skip
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {_TYPED}.{name} ({columns})")
+
+
+_CURRENT_DAYS: Final = f"""
+    SELECT day, filter, loaded._dlt_load_id FROM {_LOADED}.event_days AS loaded
+    JOIN {_LOADED}._dlt_loads ON _dlt_loads.load_id = loaded._dlt_load_id WHERE status = 0"""
+_STALE_DAYS: Final = f"""
+    WITH current_days AS ({_CURRENT_DAYS}), known_days AS (FROM {_TYPED}.{TYPED_DAYS}), stale AS (
+        SELECT DISTINCT day FROM (
+            (FROM current_days EXCEPT FROM known_days) UNION ALL (FROM known_days EXCEPT FROM current_days)))
+    SELECT day, (SELECT coalesce(sum(bytes), 0) FROM {_LOADED}.event_days AS loaded WHERE loaded.day = stale.day)
+    FROM stale ORDER BY day"""
+
+
+def _stale_days(connection: duckdb.DuckDBPyConnection) -> tuple[list[date], list[date]] | None:
+    """The next days to bring in step, up to BATCH_BYTES, and those after them; None where all are."""
+    stale = connection.execute(_STALE_DAYS).fetchall()
+    if not stale:
+        return None
+    count = size = 0
+    for _, bytes_ in stale:
+        size += bytes_
+        if count and size > BATCH_BYTES:
+            break
+        count += 1
+    days = [day for day, _ in stale]
+    return days[:count], days[count:]
+
+
+def _days_in_step(connection: duckdb.DuckDBPyConnection, days: Sequence[date], later: Sequence[date]) -> int:
+    scope, again = days_scope("event_date", days), days_scope("day", days)
+    with _transaction(connection):
+        events = _Events(connection, scope)
+        for event, rows, found in _one_ahead(_slices(connection, scope)):
+            events.add(event, rows, found)
+        events.finish(f"NOT ({days_scope('event_date', later)})" if later else "true")
+        connection.execute(f"DELETE FROM {_TYPED}.{TYPED_DAYS} WHERE {again}")
+        connection.execute(f"INSERT INTO {_TYPED}.{TYPED_DAYS} {_CURRENT_DAYS} AND ({again})")
+    return events.written
+
+
+class _Events:
+    """The typed tables of events within one transaction, in which the rows that `scope` is true of are replaced."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, scope: str) -> None:
+        self.written = 0
+        self._connection = connection
+        self._scope = scope
+        self._known = _catalog(connection)
+        self._tables = {event for event in _tables(connection) if event is not None}
+        self._old_rows = {event: last for event in self._tables if (last := self._lose(event)) is not None}
+        """The last row of each table that is to be replaced, by rowid: those of this transaction come after it."""
+        self._changed = set(self._old_rows)
+        self._rebuilt = {event for event in _made_tables(connection) if event is not None} - self._tables
+        """Events all of whose rows are written anew: the type of a column has become wider, or the table is gone."""
+
+    def _lose(self, event: str) -> int | None:
+        """Take the rows that are to be replaced from what is known, and find the last of them, if there are any."""
+        last, counts = self._count(event, self._scope)
+        for name, count in counts.items():
+            column = self._known[event][name]
+            self._known[event][name] = replace(column, rows=column.rows - count)
+        return last
+
+    def _count(self, event: str, scope: str) -> tuple[int | None, dict[str, int]]:
+        """The last row that `scope` is true of, and how many of them have each property."""
+        columns = [column for column in self._known.get(event, {}).values() if column.type is not None]
+        counts = ", ".join(["max(rowid)", *(f"count({identifier(column.column)})" for column in columns)])
+        sql = f"SELECT {counts} FROM {_table(event)} WHERE {scope}"
+        [(last, *found)] = self._connection.execute(sql).fetchall()
+        return last, dict(zip((column.name for column in columns), found, strict=True))
+
+    def add(self, event: str, rows: pa.Table, found: Columns) -> None:
+        """Write some rows and the properties `found` in them, to which the table is fitted before."""
+        before = self._known.get(event, {})
+        after = self._known[event] = _together(before, found)
+        self._changed.add(event)
+        if event in self._rebuilt or _has_widened(before, after):
+            self._rebuilt.add(event)
+            return
+        if event not in self._tables:
+            _create(self._connection, event, EVENT_COLUMNS, after.values())
+            self._tables.add(event)
+        else:
+            for name in found:
+                if after[name].type is not None and (name not in before or before[name].type is None):
+                    self._connection.execute(f"ALTER TABLE {_table(event)} ADD COLUMN {_definition(after[name])}")
+        self.written += _insert(self._connection, event, EVENT_COLUMNS, [after[name] for name in found], rows)
+
+    def finish(self, in_step: str) -> None:
+        """`in_step` is true of the rows of `events` that belong into the tables now."""
+        for event in self._rebuilt:
+            columns = self._known.get(event, {}).values()
+            _create(self._connection, event, EVENT_COLUMNS, columns)
+            rows = f"(FROM {_LOADED}.events WHERE event_name = {literal(event)} AND {in_step})"
+            self.written += _insert(self._connection, event, EVENT_COLUMNS, columns, rows)
+            for name, count in self._count(event, "true")[1].items():
+                self._known[event][name] = replace(self._known[event][name], rows=count)
+            self._changed.add(event)
+        # Last, as DuckDB alters no table that it has deleted from in the same transaction.
+        for event, last in self._old_rows.items():
+            if event not in self._rebuilt:
+                self._connection.execute(f"DELETE FROM {_table(event)} WHERE ({self._scope}) AND rowid <= {last}")
+        _note(self._connection, {event: self._known.get(event, {}) for event in self._changed})
+
+
+_PACKAGES: Final = "SELECT _dlt_load_id, count(*) FROM {} GROUP BY ALL ORDER BY ALL"
+
+
+def _are_profiles_stale(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether some came or went: a load gives the package that it came with to each."""
+    if None not in _tables(connection):
+        return True
+    tables = (_table(None), f"{_LOADED}.profiles")
+    typed, loaded = (connection.execute(_PACKAGES.format(table)).fetchall() for table in tables)
+    return typed != loaded
+
+
+def _profiles_in_step(connection: duckdb.DuckDBPyConnection) -> int:
+    """All of them anew."""
+    profiles = f"{_LOADED}.profiles"
+    known = {name: replace(column, rows=0) for name, column in _catalog(connection).get(None, {}).items()}
+    columns = _together(known, _properties(connection, None, profiles))
+    with _transaction(connection):
+        _create(connection, None, PROFILE_COLUMNS, columns.values())
+        written = _insert(connection, None, PROFILE_COLUMNS, columns.values(), profiles)
+        _note(connection, {None: columns})
+    return written
+
+
+# --- tables
+
+
+def _table(event: str | None) -> str:
+    return f"{_TYPED}.{identifier(_name(event))}"
+
+
+def _name(event: str | None) -> str:
+    return PROFILES if event is None else table_name(event)
+
+
+def _definition(column: PropertyColumn) -> str:
+    return f"{identifier(column.column)} {column.type}"
+
+
+def _has_widened(before: Columns, after: Columns) -> bool:
+    return any(column.type not in (None, after[name].type) for name, column in before.items())
+
+
+def _together(before: Columns, found: Columns) -> Columns:
+    """What is known of the properties of one event, and what more was found."""
+    columns = dict(before)
+    for name, column in found.items():
+        known = before.get(name)
+        if known is not None:
+            types = {*known.json_types, *column.json_types}
+            column = replace(column, json_types=tuple(sorted(types)), rows=known.rows + column.rows)
+        columns[name] = column
+    return columns
+
+
+def _create(
+    connection: duckdb.DuckDBPyConnection,
+    event: str | None,
+    shared: Sequence[tuple[str, str]],
+    columns: Iterable[PropertyColumn],
+) -> None:
+    """The typed table of an event, without rows."""
+    typed = sorted(_definition(column) for column in columns if column.type is not None)
+    of_event = "event IS NULL" if event is None else f"event = {literal(event)}"
+    connection.execute(f"DROP TABLE IF EXISTS {_table(event)}")
+    connection.execute(f"CREATE TABLE {_table(event)} ({', '.join([*map(' '.join, shared), *typed])})")
+    connection.execute(f"DELETE FROM {_TYPED}.{TYPED_TABLES} WHERE {of_event}")
+    name = "NULL" if event is None else literal(event)
+    connection.execute(f"INSERT INTO {_TYPED}.{TYPED_TABLES} VALUES ({name}, {literal(_name(event))})")
+
+
+def _insert(
+    connection: duckdb.DuckDBPyConnection,
+    event: str | None,
+    shared: Sequence[tuple[str, str]],
+    columns: Iterable[PropertyColumn],
+    rows: Rows,
+) -> int:
+    """Write `rows`, which have the columns of `events` or `profiles`; how many there are."""
+    typed = [column for column in columns if column.type is not None]
+    values = [name for name, _ in shared]
+    for number, column in enumerate(typed, 1):
+        value = f"found[{number}]" if column.type == "VARCHAR" else f"CAST(found[{number}] AS {column.type})"
+        values.append(f"{value} AS {identifier(column.column)}")
+    found = f"json_extract_string(properties, {_pointers(column.name for column in typed)})" if typed else "NULL"
+    sql = f"INSERT INTO {_table(event)} BY NAME SELECT {', '.join(values)} FROM (SELECT *, {found} AS found FROM rows)"
+    [(count,)] = _ask(connection, sql, rows).fetchall()
+    return int(count)
+
+
+_CATALOG_SCHEMA: Final = pa.schema(
+    [
+        ("event", pa.string()),
+        ("property", pa.string()),
+        ("json_types", pa.list_(pa.string())),
+        ("rows", pa.int64()),
+        ("column_name", pa.string()),
+        ("sql_type", pa.string()),
+        ("table_name", pa.string()),
+    ]
+)
+
+
+def _note(connection: duckdb.DuckDBPyConnection, events: Mapping[str, Columns] | Mapping[None, Columns]) -> None:
+    """Write what is known of these events into the catalog."""
+    rows = [
+        (event, column.name, list(column.json_types), column.rows, column.column, column.type, _name(event))
+        for event, columns in events.items()
+        for column in columns.values()
+    ]
+    noted = [dict(zip(_CATALOG_SCHEMA.names, row, strict=True)) for row in rows]
+    changed = (
+        f"DELETE FROM {_TYPED}.{CATALOG} WHERE EXISTS (FROM rows WHERE rows.event IS NOT DISTINCT FROM {CATALOG}.event)"
+    )
+    _ask(connection, changed, pa.table({"event": pa.array(list(events), pa.string())}))
+    sql = f"INSERT INTO {_TYPED}.{CATALOG} FROM rows ORDER BY event, column_name"
+    _ask(connection, sql, pa.Table.from_pylist(noted, _CATALOG_SCHEMA))
+
+
+# --- rows
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, sql: str, rows: Rows) -> duckdb.DuckDBPyConnection:
+    """`sql`, in which `rows` is a table: DuckDB finds the variable, or it is what SQL says.
+
+    One that is registered within a transaction would be kept in memory until its end.
+    """
+    return connection.execute(sql if isinstance(rows, pa.Table) else f"WITH rows AS (FROM {rows}) {sql}")
+
+
+def _one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """`items`, of which a thread works out the next one while one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="mixpanel-typed") as pool:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
+
+
+def _slices(connection: duckdb.DuckDBPyConnection, scope: str) -> Iterator[tuple[str, pa.Table, Columns]]:
+    """The rows of `events` that `scope` is true of, as (event, some of its rows, the properties found in them)."""
+    names = ", ".join([*(name for name, _ in EVENT_COLUMNS), "properties"])
+    held: dict[str, list[pa.Table]] = {}
+    sizes: dict[str, int] = {}
+    with connection.cursor() as cursor, new_connection() as reading:
+        cursor.execute(f"SELECT {names} FROM {_LOADED}.events WHERE {scope}")
+        for batch in cursor.to_arrow_reader(_READ_ROWS):
+            for event, rows in _by_event(batch):
+                held.setdefault(event, []).append(rows)
+                sizes[event] = sizes.get(event, 0) + rows.nbytes
+            # Together as far as memory allows: each slice costs some queries.
+            is_full = sum(sizes.values()) > _HELD_BYTES
+            for event in [event for event, size in sizes.items() if is_full or size > _FLUSH_BYTES]:
+                rows = pa.concat_tables(held.pop(event))
+                yield event, rows, _properties(reading, event, rows)
+                del sizes[event]
+        for event, tables in held.items():
+            rows = pa.concat_tables(tables)
+            yield event, rows, _properties(reading, event, rows)
+
+
+def _by_event(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Table]]:
+    names = batch.column("event_name").dictionary_encode()
+    order = pc.sort_indices(names.indices)
+    rows = pa.Table.from_batches([batch.take(order)])
+    first = 0
+    counts = pc.value_counts(names.indices.take(order)).to_pylist()
+    for count in counts:
+        yield names.dictionary[count["values"]].as_py(), rows.slice(first, count["counts"])
+        first += count["counts"]
+
+
+# --- properties
+
+_TYPES: Final[Mapping[str, JsonType]] = {
+    "VARCHAR": "string",
+    "NULL": "null",
+    "BOOLEAN": "boolean",
+    "ARRAY": "array",
+    "OBJECT": "object",
+}
+"""By what DuckDB's json_type says of a value. Of numbers `_number_types` tells more."""
+_NUMBERS: Final = ("UBIGINT", "BIGINT", "DOUBLE")
+_EXACT_CHARS: Final = 15
+"""Whole numbers of so many characters are `integer`: a double has room for all their digits."""
+_BIGINT_CHARS: Final = 18
+"""Those of so many fit a BIGINT, and some of more."""
+
+
+def _properties(connection: duckdb.DuckDBPyConnection, event: str | None, rows: Rows) -> Columns:
+    """The properties that `rows` hold, with their types; `rows` without those that are null."""
+    keys = _ask(connection, "SELECT DISTINCT unnest(json_keys(properties)) FROM rows", rows).fetchall()
+    names = sorted(name for (name,) in keys if event is None or name not in IN_SHARED_COLUMNS)
+    if not names:
+        return {}
+    counts = _type_counts(connection, rows, names)
+    numbers = [name for name in names if not counts[name].keys().isdisjoint(_NUMBERS)]
+    types: dict[str, set[JsonType]] = _number_types(connection, rows, numbers) if numbers else {}
+    for name in names:
+        types.setdefault(name, set()).update(_TYPES[type_] for type_ in counts[name] if type_ in _TYPES)
+    return {
+        name: PropertyColumn(event, name, tuple(sorted(types[name])), counts[name].total() - counts[name]["NULL"])
+        for name in names
+    }
+
+
+# In Arrow, as DuckDB takes longer to plan hundreds of sums than to work them out.
+
+
+def _type_counts(connection: duckdb.DuckDBPyConnection, rows: Rows, names: Sequence[str]) -> dict[str, Counter[str]]:
+    """How many values of each property are of which of DuckDB's types."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    found = _ask(connection, f"SELECT json_type(properties, {_pointers(names)}) FROM rows", rows)
+    for batch in found.to_arrow_reader(_READ_ROWS):
+        types = batch.column(0).flatten().dictionary_encode()
+        codes = types.indices.fill_null(-1).to_numpy().reshape(-1, len(names))
+        for code, type_ in enumerate(types.dictionary.to_pylist()):
+            for name, count in zip(names, (codes == code).sum(axis=0).tolist(), strict=True):
+                if count:
+                    counts[name][type_] += count
+    return counts
+
+
+def _number_types(connection: duckdb.DuckDBPyConnection, rows: Rows, names: Sequence[str]) -> dict[str, set[JsonType]]:
+    """Which types the numbers among the values of each property are of."""
+    types: dict[str, set[JsonType]] = {name: set() for name in names}
+    found = _ask(connection, f"SELECT json_extract(properties, {_pointers(names)}) FROM rows", rows)
+    for batch in found.to_arrow_reader(_READ_ROWS):
+        which = np.tile(np.arange(len(names)), len(batch))
+        for type_, places in _numbers(batch.column(0).flatten().cast(pa.string())):
+            for number in np.unique(which[places]):
+                types[names[number]].add(type_)
+    return types
+
+
+def _numbers(values: pa.Array) -> Iterator[tuple[JsonType, npt.NDArray[np.int64]]]:
+    """Where among JSON values the numbers of each type are, infinities and NaN included."""
+    size = pc.binary_length(values)
+    is_whole = pc.match_substring_regex(values, "^-?[0-9]+$")
+    is_short = pc.less_equal(size, _EXACT_CHARS)
+    yield "integer", _places(pc.and_(is_whole, is_short))
+    yield "bigint", _places(pc.and_(pc.and_(is_whole, pc.invert(is_short)), pc.less_equal(size, _BIGINT_CHARS)))
+    yield "double", _places(pc.match_substring_regex(values, r"^-?([0-9]+\.[0-9]+$|(?i:nan|inf))"))
+    # What is left is rare: long ones, and those with an exponent.
+    rest = _places(
+        pc.or_(pc.and_(is_whole, pc.greater(size, _BIGINT_CHARS)), pc.match_substring_regex(values, "^[-0-9].*e"))
+    )
+    by_type = [_rare_type(value) for value in values.take(pa.array(rest)).to_pylist()]
+    for type_ in set(by_type):
+        yield type_, rest[[known == type_ for known in by_type]]
+
+
+def _rare_type(number: str) -> JsonType:
+    if number.lstrip("-").isdigit():
+        return "bigint" if -(2**63) <= int(number) < 2**63 else "bignumber"
+    return "bignumber" if math.isinf(float(number)) else "double"
+
+
+def _places(mask: pa.BooleanArray) -> npt.NDArray[np.int64]:
+    return np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False))
+
+
+def _pointers(properties: Iterable[str]) -> str:
+    """SQL: JSON pointers (RFC 6901), as DuckDB's paths cannot spell every name."""
+    return f"[{', '.join(literal('/' + name.replace('~', '~0').replace('/', '~1')) for name in properties)}]"
+
+
+@contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.begin()
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    connection.commit()
+
+
+@contextmanager
+def _compressed_for_queries(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Lets DuckDB choose how to compress each column. Loads do not: zstd takes less time to write, and more to read."""
+    [(before,)] = connection.execute("SELECT current_setting('force_compression')").fetchall()
+    connection.execute("CHECKPOINT")  # what a load has written is compressed as the load says
+    connection.execute("SET force_compression = 'auto'")
+    try:
+        yield
+        connection.execute("CHECKPOINT")
+    finally:
+        connection.execute(f"SET force_compression = {literal(before)}")
