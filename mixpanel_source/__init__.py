@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mixpanel_source.project import Project
     from mixpanel_source.reports import Reports
     from mixpanel_source.source import mixpanel_source
+    from mixpanel_source.typed import update_typed
     from mixpanel_source.workspace import Workspace
 
     __version__: str
@@ -62,6 +63,7 @@ __all__ = [
     "__version__",
     "load",
     "mixpanel_source",
+    "update_typed",
 ]
 
 _HOMES = {
@@ -72,6 +74,7 @@ _HOMES = {
     "Reports": "reports",
     "load": "load",
     "mixpanel_source": "source",
+    "update_typed": "typed",
     "Workspace": "workspace",
 }
 """The module of each name; that of the errors is `errors`."""

@@ -115,12 +115,12 @@ class TypedUpdate:
     profile_rows: int = 0
 
 
-def update_typed(database: Path) -> TypedUpdate:
+def update_typed(database: str | Path) -> TypedUpdate:
     """Bring the typed tables of a DuckDB file in step with what was loaded into its dataset `mixpanel`.
 
     `mpload load` does so by itself; call it after a `pipeline.run`. Raises WarehouseError where the file is held.
     """
-    with opened(database, write=True) as connection:
+    with opened(Path(database), write=True) as connection:
         return bring_in_step(connection)
 
 
