@@ -37,6 +37,7 @@ from mixpanel_source.errors import (
 )
 from mixpanel_source.profile_walk import ProfileWalk, WalkBrokenError, read_page
 from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.raw_json import ExactFloat
 from mixpanel_source.settings import ApiFamily
 from mixpanel_source.windows import Window
 
@@ -449,7 +450,8 @@ class MixpanelClient:
         if status == 400 and _TIMED_OUT.fullmatch(low):
             return _FailedError(ServerError(message, hint="ask for less at once, or try again later"), retry=True)
         if status == 402 or "date range exceeds" in low or "your plan" in low:
-            return _FailedError(PlanError(message, hint="the project's Mixpanel plan does not include this"))
+            hint = "the project's Mixpanel plan does not include this"
+            return _FailedError(PlanError(message, hint=hint, status=status))
         if status == 401 or status == 403 or "unable to authenticate" in low:
             region = self.credentials.region
             hint = (
@@ -659,7 +661,7 @@ def _content_encoding(response: requests.Response) -> str:
 
 
 def _parse_json(body: bytes) -> Any:
-    return json.loads(body.decode("utf-8", "replace"), parse_int=_int_or_text)
+    return json.loads(body.decode("utf-8", "replace"), parse_int=_int_or_text, parse_float=ExactFloat)
 
 
 def _read_json(call: _Call, body: bytes, read: Callable[[bytes], Any]) -> Any:

@@ -19,10 +19,11 @@ from mixpanel_source.errors import (
 )
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project
-from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.resources.load_package import (
+    PACKAGE_S,
     ROW_HASH,
     hash_of,
+    is_held_up,
     keeping_history,
     replace_in_one_transaction,
     replacing,
@@ -30,9 +31,6 @@ from mixpanel_source.resources.load_package import (
     with_load_id,
 )
 from mixpanel_source.resources.profiles import tables_of
-
-PACKAGE_S = 60.0
-"""How long members are read before they are written: a stop loses no more than that."""
 
 _SCHEMA = pa.schema([("cohort_id", pa.int64()), ("distinct_id", pa.string())])
 _HISTORY_SCHEMA = _SCHEMA.append(ROW_HASH)
@@ -82,7 +80,7 @@ class CohortWalks:
         started = time.monotonic()
         walked: list[int] = []
         while self._left:
-            if limit_s is not None and walked and self._is_held_up(started + limit_s):
+            if limit_s is not None and walked and is_held_up(self._client, started + limit_s):
                 break
             id_ = self._left.pop(0)
             try:
@@ -130,9 +128,6 @@ class CohortWalks:
         else:
             self._without_members = f"cohort_id NOT IN ({_listed(filled)})" if filled else "1 = 1"
         return filled
-
-    def _is_held_up(self, until: float) -> bool:
-        return time.monotonic() >= until or self._client.ledger.spent("query").next_free_s > SHORT_WAIT_S
 
 
 def cohort_members(
