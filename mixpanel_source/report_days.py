@@ -142,10 +142,21 @@ def asked_window(plan: ReportPlan, window: Window, project: Project, now: dateti
     return Window(window.first, max(window.last, min(open_until, now.astimezone(project.report_calendar).date())))
 
 
+def is_early(asked: DateRange, project: Project, now: datetime) -> bool:
+    """Whether the first day asked for is over in the calendar of exports, but not yet in that of reports."""
+    ahead, today = _todays(project, now)
+    return asked.to_date is None and asked.from_date == today < ahead
+
+
 def _by_reports(asked: DateRange, project: Project, now: datetime) -> DateRange:
     """Where it is still yesterday in the calendar of reports, the exports' today is that day."""
-    ahead, today = (now.astimezone(zone).date() for zone in (project.calendar, project.report_calendar))
+    ahead, today = _todays(project, now)
     if ahead <= today:
         return asked
     from_date, to_date = (today if day == ahead else day for day in (asked.from_date, asked.to_date))
     return replace(asked, from_date=from_date, to_date=to_date)
+
+
+def _todays(project: Project, now: datetime) -> tuple[date, date]:
+    """The present day of the calendar of exports, and of that of reports."""
+    return now.astimezone(project.calendar).date(), now.astimezone(project.report_calendar).date()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -12,6 +13,7 @@ from typing import Any
 import dlt
 import pytest
 from conftest import Clock, RunLoad, Sql, merge_broken_off
+from test_report_questions import EVERY_PARAMETER
 
 from mixpanel_source import settings
 from mixpanel_source.cli.app import main
@@ -30,6 +32,7 @@ from mixpanel_source.report_questions import questions_of
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
 from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.source import mixpanel_source
+from mixpanel_source.workspace import Workspace
 
 MARCH_8, MARCH_9, MARCH_10 = "2024-03-08", "2024-03-09", "2024-03-10"
 DAILY = {"report": "daily", "event": "A"}
@@ -399,6 +402,23 @@ def test_days_are_those_of_the_project(load_reports: LoadReports, sandbox: Sandb
     assert sql("select complete from report_days") == [(True,)]
 
 
+def test_a_day_that_is_over_for_exports_but_not_for_reports_is_loaded_later(
+    load_reports: LoadReports, sandbox: Sandbox, sql: Sql, project: Project, clock: Clock
+) -> None:
+    project = replace(project, project_timezone="America/New_York")
+    sandbox.add_events([event("A", "u", "2024-03-11 10:00")])
+    clock.now = datetime(2024, 3, 12, 2, tzinfo=UTC)
+    questions: Questions = {"segmentation": [DAILY]}
+    result = load_reports(questions, "2024-03-11", project=project)
+    assert asked(sandbox) == []
+    assert result.warnings == [
+        "2024-03-11 is not over yet in the project's time zone: segmentation has no reports of it"
+    ]
+    clock.now += timedelta(hours=3)
+    result = load_reports(questions, "2024-03-11", project=project)
+    assert (asked(sandbox), result.warnings) == ([("segmentation", "2024-03-11", "2024-03-11")], [])
+
+
 # --- questions that change
 
 
@@ -553,7 +573,7 @@ def test_numbers_keep_all_their_digits(load_reports: LoadReports, sandbox: Sandb
         "insights": [{"report": "saved", "bookmark_id": 1}],
     }
     series = f'{{"A":{{"x":{big},"y":"text","z":null,"v":true,"e":1e400}}}}'
-    answer = f'{{"headers":["$event"],"computed_at":"soon","series":{series}}}'
+    answer = f'{{"headers":["$event"],"computed_at":"soon","date_range":{{"from_date":"soon"}},"series":{series}}}'
     sandbox.faults.next("insights", Fault.body(answer.encode(), "application/json"))
     load_reports(questions, MARCH_8, MARCH_10)
     assert sql("select value_text from segmentation order by date") == [(big,), (long,), (whole,)]
@@ -565,6 +585,18 @@ def test_numbers_keep_all_their_digits(load_reports: LoadReports, sandbox: Sandb
         ("y", None, "text", None, None, None),
         ("z", None, None, None, None, None),
     ]
+
+
+# --- what the readme says
+
+
+def test_every_column_and_parameter_is_in_the_readme() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    section = readme.partition("### Tables of reports")[2].partition("## Settings")[0]
+    words = set(re.findall(r"\w+", section))
+    columns = {column for columns in COLUMNS.values() for column, _ in columns}
+    params = {name for questions in EVERY_PARAMETER.values() for params in questions for name in params}
+    assert (columns | params) - words == set()
 
 
 # --- as a dlt source, and from the command line
@@ -610,6 +642,9 @@ def test_the_source_takes_its_questions_from_dlts_config_or_as_arguments(
     with pytest.raises(ConfigError, match="report 'x' of insights: bookmark_id is missing"):
         source(insights=[{"report": "x"}])
     assert sandbox.requests == []
+    with Workspace(segmentation=[DAILY], base_url=server.url, path=tmp_path / "workspace.duckdb") as workspace:
+        workspace.load("segmentation", from_date=MARCH_8, to_date=MARCH_8)
+        assert workspace.sql_rows("select report, value from segmentation") == [("daily", 1.0)]
 
 
 def test_the_command_takes_its_questions_from_the_account(

@@ -11,7 +11,7 @@ import pytest
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.project import Project, project_of
-from mixpanel_source.report_days import ReportDay, ReportPlan, plan_of
+from mixpanel_source.report_days import ReportDay, ReportPlan, plan_of, report_days
 from mixpanel_source.report_questions import NEVER_DAYS, Question, questions_of
 from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.windows import DateRange, Window
@@ -296,6 +296,12 @@ def test_days_are_those_of_the_calendar_of_reports() -> None:
     assert windows(DAILY, "2024-03-11", "2024-03-11", now=early, **new_york) == ["2024-03-10"]
     with pytest.raises(ConfigError, match="in the future"):
         windows(DAILY, "2024-03-09", "2024-03-12", now=early, **new_york)
+
+
+def test_a_day_counts_only_once_its_load_package_is_complete() -> None:
+    row = ("segmentation", "r", "{}", date(2024, 3, 1), NOW)
+    rows = [(*row, True, 0), (*row, True, 1), (*row, True, None), (*row, False, 0), ("insights", *row[1:], True, 0)]
+    assert [day.complete for day in report_days(rows, "segmentation")] == [True, False, False, False]
 
 
 def test_a_saved_report_is_asked_for_as_it_is() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
@@ -99,9 +98,8 @@ SCHEMAS: Mapping[str, pa.Schema] = {
 
 JSON_COLUMNS = ("question", "headers", "path")
 
-_WORKED_OUT = ("day", "starts_at", "value", "value_text")
 _CALLED = {"count": "users"}
-"""By column, what it is in the rows of a report that calls it otherwise."""
+"""By column, what a report calls it that calls it otherwise."""
 _MOMENT = re.compile(
     r"(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ](?P<time>[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)"
     r"(?:[-+][0-9]{2}:?[0-9]{2})?)?"
@@ -109,22 +107,21 @@ _MOMENT = re.compile(
 _INT64 = range(-(2**63), 2**63)
 
 
-def to_arrow(table: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """`rows` with the columns of `table`, NULL where they have none.
+def to_arrow(table: str, rows: Rows, about: Mapping[str, Any]) -> pa.Table:
+    """`rows` with the columns of `table`: what is not in them is as `about` has it for all, else NULL.
 
     Raises ValueError, TypeError or OverflowError for a value that is not what its column holds.
     """
-    schema = SCHEMAS[table]
-    given = [(field.name, _READ.get(field.type, _as_it_is)) for field in schema if field.name not in _WORKED_OUT]
-    has_values = "value" in schema.names
-    return pa.Table.from_pylist(
-        [
-            {name: read(row.get(_CALLED.get(name, name), row.get(name))) for name, read in given}
-            | _worked_out(row, has_values)
-            for row in rows
-        ],
-        schema,
-    )
+    arrays = []
+    for field in SCHEMAS[table]:
+        worked_out = _WORKED_OUT.get(field.name)
+        if worked_out is not None:
+            name, read = worked_out
+        else:
+            name, read = _CALLED.get(field.name, field.name), _READ.get(field.type, _as_it_is)
+        every = about.get(field.name)
+        arrays.append(pa.array([read(row.get(name, row.get(field.name, every))) for row in rows], field.type))
+    return pa.table(arrays, schema=SCHEMAS[table])
 
 
 def dated(rows: Rows) -> dict[str, date | None]:
@@ -158,23 +155,18 @@ def computed_at(text: object) -> datetime | None:
         return None
 
 
-def _worked_out(row: Mapping[str, Any], has_values: bool) -> dict[str, Any]:
-    day, starts_at = moment_of(row.get("date"))
-    dates = {"day": day, "starts_at": starts_at}
-    return {**dates, **_value(row["value"])} if has_values else dates
-
-
-def _value(value: Any) -> dict[str, Any]:
-    """The number, NULL for what is none, such as a text in a saved report; and the text, with every digit sent."""
+def _value(value: Any) -> float | None:
+    """NULL for what is no number, such as a text in a saved report, or too large for one."""
     if isinstance(value, (list, dict)):
         raise TypeError(f"{str(value)[:40]!r} where one value was expected")
-    number = None
-    if _is_number(value):
-        with suppress(OverflowError):
-            number = float(value)
-    if isinstance(value, ExactFloat):
-        value = value.text
-    return {"value": number, "value_text": _text(value)}
+    try:
+        return float(value) if _is_number(value) else None
+    except OverflowError:
+        return None
+
+
+def _every_digit(value: Any) -> str | None:
+    return _text(value.text if isinstance(value, ExactFloat) else value)
 
 
 def _is_number(value: Any) -> bool:
@@ -206,3 +198,10 @@ def _as_it_is(value: Any) -> Any:
 
 
 _READ: dict[pa.DataType, Callable[[Any], Any]] = {pa.int64(): _whole, pa.float64(): _ratio, pa.string(): _text}
+_WORKED_OUT: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "day": ("date", lambda text: moment_of(text)[0]),
+    "starts_at": ("date", lambda text: moment_of(text)[1]),
+    "value": ("value", _value),
+    "value_text": ("value", _every_digit),
+}
+"""Columns that come from another one of the rows, or in two forms."""

@@ -22,6 +22,7 @@ from mixpanel_source.project import Project
 from mixpanel_source.resources.load_package import (
     PACKAGE_S,
     ROW_HASH,
+    InParts,
     hash_of,
     is_held_up,
     keeping_history,
@@ -36,7 +37,7 @@ _SCHEMA = pa.schema([("cohort_id", pa.int64()), ("distinct_id", pa.string())])
 _HISTORY_SCHEMA = _SCHEMA.append(ROW_HASH)
 
 
-class CohortWalks:
+class CohortWalks(InParts):
     """The walks over the members of each cohort asked for, package by package."""
 
     def __init__(
@@ -45,14 +46,13 @@ class CohortWalks:
         asked: MembersAsked,
         on_page: Callable[[int, int | None], None] | None = None,
     ) -> None:
+        super().__init__()
         self.history = asked.history
         self._client = client
         self._asked = asked
         self._on_page = on_page
         self._left: list[int] | None = None
         self._without_members = "1 = 0"
-        self._failed: dict[int, MixpanelDataError] = {}
-        self._stopped_by: MixpanelDataError | None = None
 
     @property
     def is_done(self) -> bool:
@@ -60,12 +60,6 @@ class CohortWalks:
 
     def warnings(self) -> list[str]:
         return [f"the members of cohort {id_} are as before: {error.message}" for id_, error in self._failed.items()]
-
-    def raise_failed(self) -> None:
-        """Raises the error that ended the walks, else the first one of a single cohort."""
-        for error in (self._stopped_by, *self._failed.values()):
-            if error is not None:
-                raise error
 
     def walk(self, limit_s: float | None) -> Iterator[pa.Table | str]:
         """The members of the next cohorts, and last the SQL that is true of all their rows.

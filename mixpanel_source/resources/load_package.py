@@ -16,6 +16,7 @@ from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import load_package_state
 
 from mixpanel_source.client import MixpanelClient
+from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.rate_limit import SHORT_WAIT_S
 
 
@@ -30,6 +31,22 @@ def with_load_id(table: pa.Table) -> pa.Table:
 
 PACKAGE_S = 60.0
 """How long what is read in small parts is read before it is written: a stop loses no more than that."""
+
+
+class InParts:
+    """What is read part by part into load packages. An error of a single part leaves the others alone."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Any, MixpanelDataError] = {}
+        """By part."""
+        self._stopped_by: MixpanelDataError | None = None
+        """What ended it all."""
+
+    def raise_failed(self) -> None:
+        """Raises the error that ended it all, else the first one of a single part."""
+        for error in (self._stopped_by, *self._failed.values()):
+            if error is not None:
+                raise error
 
 
 def is_held_up(client: MixpanelClient, until: float, requests: int = 1) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +24,16 @@ from mixpanel_source.report_days import (
     ReportPlan,
     are_expected,
     asked_window,
+    is_early,
     is_over,
     plan_of,
 )
-from mixpanel_source.report_questions import Question, required_questions
-from mixpanel_source.reports import InsightsResult, Reports
+from mixpanel_source.report_questions import INSIGHTS, Question, required_questions
+from mixpanel_source.reports import InsightsResult, Report, Reports
 from mixpanel_source.resources.events import days_scope
 from mixpanel_source.resources.load_package import (
     PACKAGE_S,
+    InParts,
     is_held_up,
     literals,
     replace_in_one_transaction,
@@ -39,6 +42,8 @@ from mixpanel_source.resources.load_package import (
     with_load_id,
 )
 from mixpanel_source.windows import DateRange, Window
+
+logger = logging.getLogger(__name__)
 
 REPORT_DAYS = "report_days"
 REPORT_DAYS_SCHEMA = pa.schema(
@@ -69,7 +74,7 @@ class _Answer:
     days: pa.Table
 
 
-class ReportLoads:
+class ReportLoads(InParts):
     """What is left to be asked for the reports of one table, package by package. `known` are the days that are loaded.
 
     Raises ConfigError where no report is given or the dates cannot be.
@@ -78,34 +83,28 @@ class ReportLoads:
     def __init__(
         self, client: MixpanelClient, project: Project, table: str, asked: DateRange, known: Sequence[ReportDay]
     ) -> None:
+        super().__init__()
         self.table = table
         self.days: set[date] = set()
         """Those that were asked for."""
-        self._reports = Reports(client, wait=project.wait)
+        self._reports = Reports(client, wait=project.wait, exact=True)
         self._client = client
         self._project = project
         now = datetime.now(UTC)
-        plans = [
-            plan_of(question, asked, known, project, now) for question in required_questions(project.questions, table)
-        ]
+        questions = required_questions(project.questions, table)
+        self._too_early = asked.from_date if table != INSIGHTS and is_early(asked, project, now) else None
+        plans = [] if self._too_early else [plan_of(one, asked, known, project, now) for one in questions]
         self._left = deque(plan for plan in plans if plan is not None)
-        self._failed: dict[str, MixpanelDataError] = {}
-        self._stopped_by: MixpanelDataError | None = None
 
     @property
     def is_done(self) -> bool:
         return self._stopped_by is not None or not self._left
 
     def warnings(self) -> list[str]:
-        return [
+        early = f"{self._too_early} is not over yet in the project's time zone: {self.table} has no reports of it"
+        return [early] * (self._too_early is not None) + [
             f"the report {name!r} of {self.table} is as before: {error.message}" for name, error in self._failed.items()
         ]
-
-    def raise_failed(self) -> None:
-        """Raises the error that ended it all, else the first one of a single report."""
-        for error in (self._stopped_by, *self._failed.values()):
-            if error is not None:
-                raise error
 
     def answers(self, limit_s: float | None) -> Iterator[_Answer]:
         """The next answers, each whole.
@@ -181,9 +180,9 @@ class ReportLoads:
                     rows = [row for row in rows if row["date"] in days]
                 if not question.is_one_range:
                     as_expected = as_expected and are_expected(days.values(), window, question.unit)
-            about = _about(question, report, sent, self._project)
             try:
-                tables.append(parsing.to_arrow(self.table, ({**about, **row} for row in rows)))
+                about = _about(question, report, sent, self._project)
+                tables.append(parsing.to_arrow(self.table, rows, about))
             except (ValueError, TypeError, OverflowError) as error:
                 raise ServerError(
                     f"the answer for the report {question.report!r} of {self.table} is no such report: {error}",
@@ -192,7 +191,8 @@ class ReportLoads:
         return tables, as_expected
 
 
-def _about(question: Question, report: Any, sent: Window | None, project: Project) -> dict[str, Any]:
+def _about(question: Question, report: Report, sent: Window | None, project: Project) -> dict[str, Any]:
+    """What each row says of the question and of the answer as a whole."""
     about = question.columns() | {"question": question.text(project.credentials.workspace_id)}
     if sent is not None:
         return about | {"from_date": sent.first, "to_date": sent.last}
@@ -222,7 +222,10 @@ def report_table(
     def read() -> Iterator[Any]:
         project = open_project()
         with project.client() as client:
-            yield from _items(ReportLoads(client, project, table, asked, known(table)), None)
+            loads = ReportLoads(client, project, table, asked, known(table))
+            yield from _items(loads, None)
+        for warning in loads.warnings():
+            logger.warning(warning)
 
     return read
 
