@@ -11,7 +11,7 @@ import pytest
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.project import Project, project_of
-from mixpanel_source.report_days import ReportDay, ReportPlan, plan_of, report_days
+from mixpanel_source.report_days import ReportDay, ReportPlan, are_expected, plan_of, report_days
 from mixpanel_source.report_questions import NEVER_DAYS, Question, questions_of
 from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.windows import DateRange, Window
@@ -296,6 +296,27 @@ def test_days_are_those_of_the_calendar_of_reports() -> None:
     assert windows(DAILY, "2024-03-11", "2024-03-11", now=early, **new_york) == ["2024-03-10"]
     with pytest.raises(ConfigError, match="in the future"):
         windows(DAILY, "2024-03-09", "2024-03-12", now=early, **new_york)
+
+
+@pytest.mark.parametrize(
+    ("unit", "days", "expected"),
+    [
+        ("day", ["2024-03-04", "2024-03-10"], True),
+        ("hour", ["2024-03-10"], True),
+        ("day", ["2024-03-03"], False),
+        ("day", ["2024-03-11"], False),
+        ("day", [None], False),
+        ("week", ["2024-03-04"], True),
+        ("week", ["2024-03-10"], False),
+        ("month", ["2024-03-04"], False),
+        ("week", [], True),
+    ],
+)
+def test_dates_are_expected_within_what_was_asked_for_and_where_a_bucket_begins(
+    unit: str, days: list[str | None], expected: bool
+) -> None:
+    found = [None if day is None else date.fromisoformat(day) for day in days]
+    assert are_expected(found, Window(date(2024, 3, 4), date(2024, 3, 10)), unit) is expected
 
 
 def test_a_day_counts_only_once_its_load_package_is_complete() -> None:
