@@ -8,8 +8,9 @@
     region = "us"
 
 An account may also have `kind`, `token` (for kind `oauth_token`), `workspace_id`, `project_timezone`,
-`legacy_local_time` and the keys of SETTING_KEYS. The file holds secrets: it is written with mode 0600 and refused if
-others may read it.
+`legacy_local_time` and the keys of SETTING_KEYS. Of these, settings.REPORT_TABLES are arrays of tables, such as
+`[[accounts.production.segmentation]]`, one for each report (see `report_questions`). The file holds secrets: it is
+written with mode 0600 and refused if others may read it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "export_timeout_s": (float, int),
     "data_group_ids": (list,),
     "typed_tables": (bool,),
+    **dict.fromkeys(settings.REPORT_TABLES, (list,)),
 }
 """What an account may say of its loads; options of a load win over it."""
 
@@ -285,6 +287,11 @@ def _setting(path: Path, key: str, value: Any) -> Any:
             return datetime.strptime(value, "%Y-%m-%d").date()
         except ValueError:
             _wrong(path, key, "is not a day", hint="such as 2024-01-31")
+    if key.rpartition(".")[2] in settings.REPORT_TABLES:
+        # Their parameters are checked where the project is opened: that takes what asks for reports.
+        for number, report in enumerate(value, 1):
+            if not isinstance(report, dict):
+                _wrong(path, key, f"holds {_type_name(report)} as report {number}", hint=f"such as [[{key}]]")
     if isinstance(value, (int, float)) and not 0 <= value < math.inf:
         _wrong(path, key, "is not a number that can be")
     return value

@@ -37,6 +37,7 @@ from mixpanel_source.errors import (
 )
 from mixpanel_source.profile_walk import ProfileWalk, WalkBrokenError, read_page
 from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.raw_json import ExactFloat
 from mixpanel_source.settings import ApiFamily
 from mixpanel_source.windows import Window
 
@@ -268,19 +269,21 @@ class MixpanelClient:
         send_project: bool | None = None,
         wait: bool | None = None,
         timeout_s: float | None = None,
+        exact: bool = False,
     ) -> Any:
         """The parsed answer of any endpoint. `path` begins with "/" and `data` is sent as a form.
 
         `project_id` is added to `params` unless `send_project` says otherwise (by default not for the App API, whose
         paths hold it), and the account's `workspace_id` for the Query API. An error inside a 200 is a `QueryError`.
-        `wait` takes the place of the client's own for this request; `timeout_s` does where it is longer.
+        `wait` takes the place of the client's own for this request; `timeout_s` does where it is longer. `exact` has
+        numbers with a decimal point keep their text, as `ExactFloat`.
         """
         call = self._json_call(family, method, path, params, data, json_body, send_project)
         call.wait = wait
         call.timeout_s = max(call.timeout_s, timeout_s or 0.0)
 
         def parse(response: requests.Response) -> Any:
-            answer = _read_json(call, self._whole_body(response, call), _parse_json)
+            answer = _read_json(call, self._whole_body(response, call), _parse_exact if exact else _parse_json)
             self._refuse_error_inside(call, answer)
             return answer
 
@@ -449,7 +452,8 @@ class MixpanelClient:
         if status == 400 and _TIMED_OUT.fullmatch(low):
             return _FailedError(ServerError(message, hint="ask for less at once, or try again later"), retry=True)
         if status == 402 or "date range exceeds" in low or "your plan" in low:
-            return _FailedError(PlanError(message, hint="the project's Mixpanel plan does not include this"))
+            hint = "the project's Mixpanel plan does not include this"
+            return _FailedError(PlanError(message, hint=hint, status=status))
         if status == 401 or status == 403 or "unable to authenticate" in low:
             region = self.credentials.region
             hint = (
@@ -658,8 +662,12 @@ def _content_encoding(response: requests.Response) -> str:
     raise _FailedError(ServerError(f"the answer came in the encoding {encoding[:40]!r}, which was not asked for"))
 
 
-def _parse_json(body: bytes) -> Any:
-    return json.loads(body.decode("utf-8", "replace"), parse_int=_int_or_text)
+def _parse_json(body: bytes, parse_float: Callable[[str], float] = float) -> Any:
+    return json.loads(body.decode("utf-8", "replace"), parse_int=_int_or_text, parse_float=parse_float)
+
+
+def _parse_exact(body: bytes) -> Any:
+    return _parse_json(body, ExactFloat)
 
 
 def _read_json(call: _Call, body: bytes, read: Callable[[bytes], Any]) -> Any:

@@ -24,7 +24,7 @@ _DIGITS = re.compile(r"[0-9]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
-_OF_THE_PROJECT = ("start_date", "data_group_ids")
+_OF_THE_PROJECT = ("start_date", "data_group_ids", *settings.REPORT_TABLES)
 """Among an account's load settings: the others are of the account."""
 
 _warned_of_project_secret = False
@@ -132,7 +132,8 @@ class Account:
     """Fields of Project that the account sets, `start_date` as a date: see `accounts.SETTING_KEYS`."""
 
     def of_project(self, project_id: str) -> Account:
-        """The account for another project, without what it says of its own one: zone, workspace, first day, groups."""
+        """The account for another project, without what it says of its own one: zone, workspace, first day, groups,
+        reports."""
         if project_id == self.credentials.project_id:
             return self
         return Account(

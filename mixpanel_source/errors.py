@@ -36,7 +36,19 @@ class AuthenticationError(MixpanelDataError):
 
 
 class PlanError(MixpanelDataError):
-    """The project's plan does not include this (402), or not dates that far back (403 "Date range exceeds ...")."""
+    """The project's plan does not include this (402), or not dates that far back (403 "Date range exceeds ...").
+
+    `status` is Mixpanel's HTTP status.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+    @property
+    def reaches_too_far_back(self) -> bool:
+        """Whether other dates could be asked for."""
+        return self.status == 403
 
 
 class QueryError(MixpanelDataError):

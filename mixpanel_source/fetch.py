@@ -41,7 +41,9 @@ WRITE_WAIT_S = 600.0
 """How long a snapshot that is ready waits for a program that has the database open."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_LOADED_TABLES = frozenset({"events", "profiles", "event_days", "rejected_lines", *TABLES, *LISTINGS})
+_LOADED_TABLES = frozenset(
+    {"events", "profiles", "event_days", "rejected_lines", "report_days", *TABLES, *settings.REPORT_TABLES, *LISTINGS}
+)
 _SCHEMA = f'"{settings.DATASET}"'
 
 

@@ -30,20 +30,23 @@ from mixpanel_source.pipeline import (
 )
 from mixpanel_source.progress import LoadProgress, NoProgress
 from mixpanel_source.project import Project, day_in_words
+from mixpanel_source.report_questions import INSIGHTS, required_questions
 from mixpanel_source.resources.cohort_members import CohortWalks, members_package
 from mixpanel_source.resources.events import PackageLimits, events_package
 from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
-from mixpanel_source.source import loaded_days_of
+from mixpanel_source.resources.report_tables import ReportLoads, reports_package
+from mixpanel_source.settings import REPORT_TABLES
+from mixpanel_source.source import loaded_days_of, report_days_of
 from mixpanel_source.typed import bring_in_step, is_in_step
 from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
 from mixpanel_source.windows import DateRange, Window
 
 DEFAULT_RESOURCES = ("events", "profiles")
 """What is loaded where no resource is named."""
-RESOURCES = (*DEFAULT_RESOURCES, "group_profiles", "cohort_members", *LISTINGS)
-WITH_DAYS = ("events",)
+RESOURCES = (*DEFAULT_RESOURCES, "group_profiles", "cohort_members", *REPORT_TABLES, *LISTINGS)
+WITH_DAYS = ("events", *(table for table in REPORT_TABLES if table != INSIGHTS))
 """The resources that dates apply to; the others are loaded as they are now."""
 
 
@@ -96,6 +99,9 @@ def load(
         raise ConfigError(f"there is no resource {unknown[0]!r}", hint=f"there are: {', '.join(RESOURCES)}")
     if "group_profiles" in resources:
         required_group_ids(project.data_group_ids)
+    for name in REPORT_TABLES:
+        if name in resources:
+            required_questions(project.questions, name)
     result = LoadResult(database)
     told = progress or NoProgress()
     check_database(database)
@@ -109,6 +115,7 @@ def load(
             "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, database),
             "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
             "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
+            **dict.fromkeys(REPORT_TABLES, lambda table: _load_reports(pipeline, project, asked, told, table, result)),
         }
         for name in RESOURCES:
             if name not in resources:
@@ -127,7 +134,7 @@ def load(
             except ConfigError:
                 raise
             except PlanError as error:
-                if name in DEFAULT_RESOURCES:
+                if name in DEFAULT_RESOURCES or error.reaches_too_far_back:
                     table.error = error
                 else:
                     table.is_left_out = True
@@ -143,9 +150,19 @@ def load(
     return result
 
 
-def dates_of(project: Project, from_date: str | None, to_date: str | None, refresh: bool = False) -> DateRange:
-    """The range asked for in words: days, or `today` and `yesterday` of the project's calendar. Raises ConfigError."""
-    first, last = (day_in_words(name, text, project.calendar) for name, text in (("from", from_date), ("to", to_date)))
+def dates_of(
+    project: Project,
+    from_date: str | None,
+    to_date: str | None,
+    refresh: bool = False,
+    resources: Sequence[str] = DEFAULT_RESOURCES,
+) -> DateRange:
+    """The range asked for in words: days, or `today` and `yesterday`. Raises ConfigError.
+
+    They are those of the export calendar where `resources` have events, else those of the calendar of reports.
+    """
+    calendar = project.calendar if "events" in resources else project.report_calendar
+    first, last = (day_in_words(name, text, calendar) for name, text in (("from", from_date), ("to", to_date)))
     return DateRange(first, last, refresh)
 
 
@@ -285,6 +302,26 @@ def _load_members(
             _count_rows(pipeline, table)
         result.warnings += walks.warnings()
         walks.raise_failed()
+
+
+def _load_reports(
+    pipeline: dlt.Pipeline,
+    project: Project,
+    asked: DateRange,
+    progress: LoadProgress,
+    table: TableLoad,
+    result: LoadResult,
+) -> None:
+    """Load report by report in packages of some each; what is loaded stays if a later one fails."""
+    known = report_days_of(pipeline, table.table)
+    with project.client() as client:
+        loads = ReportLoads(client, project, table.table, asked, known)
+        while not loads.is_done:
+            run_package(pipeline, result.database, progress, table.table, partial(reports_package, loads))
+            _count_rows(pipeline, table)
+            table.days = len(loads.days)
+        result.warnings += loads.warnings()
+        loads.raise_failed()
 
 
 def _load_listing(

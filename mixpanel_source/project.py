@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mixpanel_source import settings
@@ -18,6 +18,9 @@ from mixpanel_source.engage import LAST, group_ids
 from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, days_to_load, windows_over
+
+if TYPE_CHECKING:
+    from mixpanel_source.report_questions import Question
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _MOST_DAYS = 36_500
@@ -42,6 +45,8 @@ class Project:
     """Of the group types whose profiles are loaded, each a signed 64-bit number as text."""
     typed_tables: bool = True
     """Whether a load keeps the typed tables in step."""
+    questions: Sequence[Question] = field(default=(), hash=False)
+    """What is asked for the tables of reports: see `report_questions.questions_of`."""
     base_url: str | None = None
     wait: bool = True
     """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""
@@ -116,10 +121,19 @@ class Project:
 
 
 def project_of(account: Account, **options: object) -> Project:
-    """The project of `account`; `options` are fields of Project, None meaning not given."""
+    """The project of `account`; `options` are fields of Project, None meaning not given.
+
+    In place of `questions` the lists of reports under the names of settings.REPORT_TABLES.
+    """
     given = {name: value for name, value in options.items() if value is not None}
     defaults = {"project_timezone": account.project_timezone, "legacy_local_time": account.legacy_local_time}
-    return Project(account.credentials, **{**defaults, **account.load_settings, **given})
+    fields: dict[str, Any] = {**defaults, **account.load_settings, **given}
+    reports = {table: fields.pop(table) for table in settings.REPORT_TABLES if table in fields}
+    if reports:
+        from mixpanel_source.report_questions import questions_of  # it imports this module
+
+        fields["questions"] = [question for table in reports for question in questions_of(table, reports[table])]
+    return Project(account.credentials, **fields)
 
 
 def spool_folder() -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from json import JSONDecoder
+from typing import Self
 
 _BLANKS = r"[ \t\n\r]*+"
 _match_blanks = re.compile(_BLANKS).match
@@ -32,6 +33,19 @@ _ESCAPE = re.compile(
     r"|\\.",
     re.DOTALL,
 )
+
+
+class ExactFloat(float):
+    """A number of JSON that still has its text, which may have more digits than a float holds."""
+
+    __slots__ = ("text",)
+
+    def __new__(cls, text: str) -> Self:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
 
 
 def members(text: str) -> list[tuple[str, str]]:

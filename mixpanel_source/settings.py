@@ -86,6 +86,9 @@ MAX_REJECTED_SHARE: Final = 0.01
 MAX_REJECTED_FREE: Final = 10
 """So many unreadable lines never fail a window, whatever their share."""
 
+REPORT_TABLES: Final = ("segmentation", "event_counts", "funnel_steps", "retention_cohorts", "insights")
+"""The tables of reports. What is asked for them is a setting: see `report_questions`."""
+
 DATASET: Final = "mixpanel"
 TYPED_DATASET: Final = f"{DATASET}_typed"
 PIPELINE: Final = "mixpanel"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import dlt
 from dlt.common.configuration import configspec
-from dlt.common.configuration.specs import CredentialsConfiguration
+from dlt.common.configuration.specs import BaseConfiguration, CredentialsConfiguration
 from dlt.common.typing import TSecretStrValue
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
@@ -22,11 +22,15 @@ from mixpanel_source.exports import EventFilter
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project, parse_day, parse_since, project_of
 from mixpanel_source.rate_limit import SHORT_WAIT_S
+from mixpanel_source.report_days import REPORT_DAYS_SQL, ReportDay, report_days
+from mixpanel_source.report_questions import questions_of
 from mixpanel_source.resources.cohort_members import cohort_members as cohort_members_resource
 from mixpanel_source.resources.events import events as events_resource
 from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
+from mixpanel_source.resources.report_tables import report_table
+from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.windows import DateRange, LoadedDay
 
 logger = logging.getLogger(__name__)
@@ -61,6 +65,16 @@ class MixpanelCredentials(CredentialsConfiguration):
         )
 
 
+@configspec
+class ReportQuestions(BaseConfiguration):
+    """`[sources.mixpanel.segmentation]` and so on of dlt's config; as an argument, the list itself."""
+
+    reports: list[Any] | None = None
+
+    def parse_native_representation(self, native_value: Any) -> None:
+        self.reports = native_value
+
+
 @dlt.source(name="mixpanel", section="mixpanel")
 def mixpanel_source(
     from_date: str | None = None,
@@ -89,8 +103,13 @@ def mixpanel_source(
     data_group_ids: list[str] | None = None,
     cohort_ids: list[int] | None = None,
     cohort_history: bool = False,
+    segmentation: ReportQuestions | None = None,
+    event_counts: ReportQuestions | None = None,
+    funnel_steps: ReportQuestions | None = None,
+    retention_cohorts: ReportQuestions | None = None,
+    insights: ReportQuestions | None = None,
 ) -> Iterable[DltResource]:
-    """Events, profiles, groups, cohorts and the tables of LISTINGS. Build a fresh source for every run.
+    """Events, profiles, groups, cohorts, reports and the tables of LISTINGS. Build a fresh source for every run.
 
     Only events and profiles are loaded unless `with_resources` names others.
 
@@ -104,12 +123,16 @@ def mixpanel_source(
     and `cohort_history` keep in a table of its own what was. `group_profiles` needs `data_group_ids`;
     `cohort_members` takes all cohorts unless `cohort_ids` name some.
 
+    `segmentation`, `event_counts`, `funnel_steps`, `retention_cohorts` and `insights` are the questions of the tables
+    of these names: lists of objects, each of a `report` (its name) and parameters of that report (see `Reports`).
+    Dates are asked for as those of `events` are, by the project's own calendar.
+
     Every argument can stand in `[sources.mixpanel]` of dlt's config; credentials come from
     `[sources.mixpanel.credentials]`, else from `MP_USERNAME` ..., else from `~/.mp/config.toml`, and are looked for
     when a resource is read. What is not given is as the account has it, or as `Project` does.
 
     A run is one load package, whole or not at all: load a long history in several runs, a month each, say, so that a
-    stop loses less. Raises ConfigError here for a date that is none.
+    stop loses less. Raises ConfigError here for a date that is none, and for a wrong question.
     """
     asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
     first_day = parse_day("start_date", start_date)
@@ -122,6 +145,13 @@ def mixpanel_source(
         profiles_history,
     )
     members = MembersAsked(tuple(map(int, cohort_ids or ())), cohort_history)
+    given = dict(
+        zip(REPORT_TABLES, (segmentation, event_counts, funnel_steps, retention_cohorts, insights), strict=True)
+    )
+    questions = {
+        table: None if one is None or one.reports is None else questions_of(table, one.reports)
+        for table, one in given.items()
+    }
 
     @functools.cache
     def open_project() -> Project:
@@ -140,11 +170,16 @@ def mixpanel_source(
             on_wait=_tell_of_wait,
             base_url=base_url,
             data_group_ids=data_group_ids,
+            **questions,
         )
 
     others = [
         group_profiles_resource(open_project),
         cohort_members_resource(open_project, members),
+        *(
+            report_table(open_project, table, asked, known=lambda table: report_days_of(dlt.current.pipeline(), table))
+            for table in REPORT_TABLES
+        ),
         *(listing_resource(listing, open_project) for listing in LISTINGS.values()),
     ]
     for resource in others:
@@ -171,11 +206,22 @@ def source_of(*resources: DltResource) -> Iterable[DltResource]:
 
 def loaded_days_of(pipeline: dlt.Pipeline, filter_: EventFilter) -> list[LoadedDay]:
     """What `event_days` at the destination of `pipeline` says of `filter_`; nothing before the first load."""
-    if filter_.where is not None or not pipeline.schema_names:
+    if filter_.where is not None:
+        return []
+    return loaded_days(_rows_of(pipeline, LOADED_DAYS_SQL), filter_.labels)
+
+
+def report_days_of(pipeline: dlt.Pipeline, table: str) -> list[ReportDay]:
+    """What `report_days` at the destination of `pipeline` says of a table of reports."""
+    return report_days(_rows_of(pipeline, REPORT_DAYS_SQL), table)
+
+
+def _rows_of(pipeline: dlt.Pipeline, sql: str) -> Sequence[Sequence[Any]]:
+    """The answer; nothing before a load has made the tables."""
+    if not pipeline.schema_names:
         return []
     with pipeline.sql_client() as client:
         try:
-            rows = client.execute_sql(LOADED_DAYS_SQL)
+            return client.execute_sql(sql) or ()
         except DatabaseUndefinedRelation:
             return []
-    return loaded_days(rows or (), filter_.labels)

@@ -65,7 +65,8 @@ class Workspace(Closing):
     `account` names one of the config file; `project_id` and `region` take the place of its own (another project has
     none of the account's zone). `path` is the DuckDB file, `<project_id>.duckdb` in the data folder unless given.
     `client` asks for lists and reports in place of one made for the account; loads and snapshots have clients of their
-    own. Further `settings` are fields of `Project`, such as `project_timezone` and `wait`.
+    own. Further `settings` are fields of `Project`, such as `project_timezone` and `wait`, or the reports of a table,
+    such as `segmentation`.
     """
 
     def __init__(

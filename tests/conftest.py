@@ -83,17 +83,22 @@ def server(sandbox: Sandbox) -> Iterator[SandboxServer]:
 
 @pytest.fixture
 def clock(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Stands in for the real clock wherever days are counted or an export is dated."""
+    """Stands in for the real clock wherever days are counted or a request is dated."""
     told = Clock(sandbox)
+    set_clock(monkeypatch, lambda: told.now)
+    return told
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, present: Callable[[], datetime]) -> None:
+    """Has the library take `present` for now."""
 
     class Frozen(datetime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
-            return told.now.astimezone(tz)
+            return present().astimezone(tz)
 
-    for module in ("mixpanel_source.project", "mixpanel_source.exports"):
+    for module in ("mixpanel_source.project", "mixpanel_source.exports", "mixpanel_source.resources.report_tables"):
         monkeypatch.setattr(import_module(module), "datetime", Frozen)
-    return told
 
 
 @pytest.fixture

@@ -72,6 +72,48 @@ def test_settings_of_loads_are_read_back_as_they_were_added_and_reach_the_projec
     assert project_of(account()).retries == settings.RETRIES
 
 
+REPORTS = """
+# what we look at
+[[accounts.a.segmentation]]
+report = "orders"  # all of them
+event = "Order"
+
+[[accounts.a.segmentation]]
+report = "by plan"
+event = "Order"
+on = "plan"
+limit = 3
+"""
+
+
+def test_the_reports_of_an_account_are_kept_when_the_file_is_changed(path: Path) -> None:
+    write(path, ONE + REPORTS)
+    reports = [
+        {"report": "orders", "event": "Order"},
+        {"report": "by plan", "event": "Order", "on": "plan", "limit": 3},
+    ]
+    more = {"segmentation": reports, "insights": [{"report": "i", "bookmark_id": 7}]}
+    accounts.add_account("b", account(load_settings=more), path)
+    accounts.set_default("b", path)
+    found = accounts.read_config(path).accounts
+    assert found["a"].load_settings == {"segmentation": reports}
+    assert found["b"].load_settings == more
+    assert REPORTS in path.read_text()
+    assert [question.report for question in project_of(found["b"]).questions] == ["orders", "by plan", "i"]
+    accounts.remove_account("a", path)
+    assert accounts.read_config(path).accounts.keys() == {"b"}
+    assert found["b"].of_project("2").load_settings == {}
+
+
+def test_reports_are_tables(path: Path) -> None:
+    write(path, ONE + 'segmentation = ["orders"]\n')
+    with pytest.raises(ConfigError, match=r"accounts\.a\.segmentation holds text as report 1"):
+        accounts.read_config(path)
+    write(path, ONE + '[accounts.a.segmentation]\nreport = "orders"\n')
+    with pytest.raises(ConfigError, match=r"accounts\.a\.segmentation is a list, not a table"):
+        accounts.read_config(path)
+
+
 def test_a_start_date_may_be_text(path: Path) -> None:
     write(path, ONE + 'start_date = "2024-01-31"\n')
     assert accounts.read_config(path).accounts["a"].load_settings == {"start_date": date(2024, 1, 31)}

@@ -106,7 +106,22 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_asked(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "two words", "1st", 'a"b', "a;b", "x" * 64, "fetches", "event_days", "Profiles", "cohorts", "_dlt_x"]
+    "name",
+    [
+        "",
+        "two words",
+        "1st",
+        'a"b',
+        "a;b",
+        "x" * 64,
+        "fetches",
+        "event_days",
+        "report_days",
+        "Insights",
+        "Profiles",
+        "cohorts",
+        "_dlt_x",
+    ],
 )
 def test_a_name_that_cannot_be_is_refused(fetch: Fetch, sandbox: Sandbox, database: Path, name: str) -> None:
     with pytest.raises(ConfigError):

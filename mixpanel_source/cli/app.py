@@ -75,8 +75,9 @@ def load(
         list[str] | None,
         typer.Argument(
             metavar="[RESOURCE]...",
-            help="events, profiles: both if none is named; group_profiles, cohort_members, cohorts, funnels,"
-            " annotations, event_definitions, property_definitions, lookup_tables, experiments, feature_flags.",
+            help="events, profiles: both if none is named; group_profiles, cohort_members; segmentation, event_counts,"
+            " funnel_steps, retention_cohorts, insights, as the account's reports say; cohorts, funnels, annotations,"
+            " event_definitions, property_definitions, lookup_tables, experiments, feature_flags.",
         ),
     ] = None,
     from_date: Annotated[
@@ -92,7 +93,7 @@ def load(
         str | None,
         typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
     ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Export days anew that are complete, too.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for days anew that are complete, too.")] = False,
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Do not wait for the hourly limit: exit with 5 instead.")
     ] = False,
@@ -153,12 +154,14 @@ def load(
 
     Without dates it goes on from what is loaded: every day that is missing or not settled yet, up to yesterday.
     With --from it loads the days of the range that are not complete, so that a stopped load goes on where it stopped.
+    The same holds for the days of each report of segmentation, event_counts, funnel_steps and retention_cohorts.
 
     \b
     mpload load --from 2024-01-01 --to 2024-01-31
     mpload load events --event 'Sign Up' --event 'Purchase' --from 2024-01-01
     mpload load profiles --profiles-where 'properties["plan"] == "pro"'
     mpload load cohort_members --cohort 501 --history
+    mpload load segmentation funnel_steps --from 2024-01-01
     """
     from mixpanel_source.cli.progress import LoadDisplay
     from mixpanel_source.engage import MembersAsked, ProfilesAsked
@@ -203,7 +206,7 @@ def load(
         on_wait=display.waiting,
         data_group_ids=group or None,
     )
-    asked = dates_of(project, from_date, to_date, refresh)
+    asked = dates_of(project, from_date, to_date, refresh, names)
     profiles = ProfilesAsked(
         profiles_where,
         tuple(profiles_property or ()),
@@ -248,8 +251,12 @@ def load(
     loaded = [
         table for table in result.tables if not table.is_left_out and (table.days or table.table not in WITH_DAYS)
     ]
-    if any(table.table in WITH_DAYS and not table.days for table in result.tables):
-        options.say(f"{'no new events' if loaded else 'nothing new'}: every day asked for is there and complete")
+    idle = [
+        table.table for table in result.tables if table.table in WITH_DAYS and not (table.days or table.is_left_out)
+    ]
+    if idle:
+        news = f"no new {', '.join(idle)}" if loaded else "nothing new"
+        options.say(f"{news}: every day asked for is there and complete")
     if loaded:
         options.say(f"loaded into {database}")
 

@@ -19,10 +19,12 @@ from mixpanel_source.errors import (
 )
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project
-from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.resources.load_package import (
+    PACKAGE_S,
     ROW_HASH,
+    InParts,
     hash_of,
+    is_held_up,
     keeping_history,
     replace_in_one_transaction,
     replacing,
@@ -31,14 +33,11 @@ from mixpanel_source.resources.load_package import (
 )
 from mixpanel_source.resources.profiles import tables_of
 
-PACKAGE_S = 60.0
-"""How long members are read before they are written: a stop loses no more than that."""
-
 _SCHEMA = pa.schema([("cohort_id", pa.int64()), ("distinct_id", pa.string())])
 _HISTORY_SCHEMA = _SCHEMA.append(ROW_HASH)
 
 
-class CohortWalks:
+class CohortWalks(InParts):
     """The walks over the members of each cohort asked for, package by package."""
 
     def __init__(
@@ -47,14 +46,13 @@ class CohortWalks:
         asked: MembersAsked,
         on_page: Callable[[int, int | None], None] | None = None,
     ) -> None:
+        super().__init__()
         self.history = asked.history
         self._client = client
         self._asked = asked
         self._on_page = on_page
         self._left: list[int] | None = None
         self._without_members = "1 = 0"
-        self._failed: dict[int, MixpanelDataError] = {}
-        self._stopped_by: MixpanelDataError | None = None
 
     @property
     def is_done(self) -> bool:
@@ -62,12 +60,6 @@ class CohortWalks:
 
     def warnings(self) -> list[str]:
         return [f"the members of cohort {id_} are as before: {error.message}" for id_, error in self._failed.items()]
-
-    def raise_failed(self) -> None:
-        """Raises the error that ended the walks, else the first one of a single cohort."""
-        for error in (self._stopped_by, *self._failed.values()):
-            if error is not None:
-                raise error
 
     def walk(self, limit_s: float | None) -> Iterator[pa.Table | str]:
         """The members of the next cohorts, and last the SQL that is true of all their rows.
@@ -82,7 +74,7 @@ class CohortWalks:
         started = time.monotonic()
         walked: list[int] = []
         while self._left:
-            if limit_s is not None and walked and self._is_held_up(started + limit_s):
+            if limit_s is not None and walked and is_held_up(self._client, started + limit_s):
                 break
             id_ = self._left.pop(0)
             try:
@@ -130,9 +122,6 @@ class CohortWalks:
         else:
             self._without_members = f"cohort_id NOT IN ({_listed(filled)})" if filled else "1 = 1"
         return filled
-
-    def _is_held_up(self, until: float) -> bool:
-        return time.monotonic() >= until or self._client.ledger.spent("query").next_free_s > SHORT_WAIT_S
 
 
 def cohort_members(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,10 @@ from dlt.common.configuration.container import Container
 from dlt.common.pipeline import PipelineContext
 from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import load_package_state
+
+from mixpanel_source.client import MixpanelClient
+from mixpanel_source.errors import MixpanelDataError
+from mixpanel_source.rate_limit import SHORT_WAIT_S
 
 
 def with_load_id(table: pa.Table) -> pa.Table:
@@ -24,6 +29,34 @@ def with_load_id(table: pa.Table) -> pa.Table:
     return table.append_column("_dlt_load_id", pa.repeat(pa.scalar(load_id, pa.string()), len(table)))
 
 
+PACKAGE_S = 60.0
+"""How long what is read in small parts is read before it is written: a stop loses no more than that."""
+
+
+class InParts:
+    """What is read part by part into load packages. An error of a single part leaves the others alone."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Any, MixpanelDataError] = {}
+        """By part."""
+        self._stopped_by: MixpanelDataError | None = None
+        """What ended it all."""
+
+    def raise_failed(self) -> None:
+        """Raises the error that ended it all, else the first one of a single part."""
+        for error in (self._stopped_by, *self._failed.values()):
+            if error is not None:
+                raise error
+
+
+def is_held_up(client: MixpanelClient, until: float, requests: int = 1) -> bool:
+    """Whether it is time to write: `until` (as `time.monotonic`) is past, or so many requests of the Query API would
+    not go out without a long wait."""
+    used, allowed, next_free_s = client.ledger.spent("query")
+    waits = next_free_s > SHORT_WAIT_S or (requests > 1 and used + requests > allowed)
+    return time.monotonic() >= until or waits
+
+
 def replacing(scope: str) -> Any:
     """The write disposition for new rows in the place of those that `scope` is true of, SQL in one line.
 
@@ -33,10 +66,13 @@ def replacing(scope: str) -> Any:
     return {"disposition": "merge", "strategy": "delete-insert", "destination_scope": scope}
 
 
-def scoped(schema: pa.Schema, scope: str) -> Any:
-    """An empty table: at the end of a resource it tells dlt which rows the new ones replace, even if there are none."""
-    hints = dlt.mark.make_hints(write_disposition=replacing(scope))
-    return dlt.mark.with_hints(with_load_id(schema.empty_table()), hints)
+def scoped(schema: pa.Schema, scope: str, name: str | None = None, columns: Any = None) -> Any:
+    """An empty table: at the end of a resource it tells dlt which rows the new ones replace, even if there are none.
+
+    `name` is that of another table than the resource's own. It starts from the hints that the resource has by then.
+    """
+    hints = dlt.mark.make_hints(table_name=name, columns=columns, write_disposition=replacing(scope))
+    return dlt.mark.with_hints(with_load_id(schema.empty_table()), hints, create_table_variant=name is not None)
 
 
 def keeping_history(schema: pa.Schema, name: str, scope: str, columns: Any = None) -> Any:
