@@ -123,7 +123,7 @@ def sandbox(
     from mixpanel_source.cli.sandbox import environment, open_sandbox, parse_moment
     from mixpanel_source.sandbox import demo_folder
 
-    server = open_sandbox(
+    with open_sandbox(
         folder or demo_folder(),
         port,
         project_id=options.project or "1",
@@ -131,8 +131,7 @@ def sandbox(
         legacy_local_time=legacy_local_time,
         now=parse_moment("--now", now),
         limits=not no_limits,
-    )
-    with server:
+    ) as server:
         note(f"a local Mixpanel at {server.url}; Ctrl-C ends it. To use it:")
         for name, value in environment(server).items():
             print(f"export {name}={value}", file=sys.stderr, flush=True)

@@ -102,7 +102,8 @@ def add(
     """
     from mixpanel_source.account_check import credentials_in_any_region
     from mixpanel_source.accounts import add_account, check_new_name, read_config
-    from mixpanel_source.credentials import Account
+    from mixpanel_source.credentials import Account, Credentials
+    from mixpanel_source.settings import REGIONS
 
     if secret is not None:
         hide(secret.reveal())
@@ -113,6 +114,8 @@ def add(
         raise ConfigError("the project is missing", hint="add --project ID")
     if kind == "service_account" and not username:
         raise ConfigError("the service account's user name is missing", hint="add --username USER, or --kind")
+    # Whatever else is wrong is told before a secret is asked for.
+    Credentials(username, secret or "unknown", project, region or REGIONS[0], kind, workspace_id)
     secret = _secret_from(secret, secret_stdin)
     hide(secret.reveal())
     credentials = credentials_in_any_region(username, secret, project, region, kind, workspace_id)
