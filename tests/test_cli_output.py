@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import io
 import json
 import logging
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from conftest import NO_LIMITS, NOW
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from mpload_here import Done, run
 from rich.cells import cell_len
 from typer.main import get_command
 
@@ -138,27 +137,6 @@ def commands(group: Any, *names: str) -> Iterator[str]:
 
 
 COMMANDS = list(commands(get_command(app.app)))
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-def run(arguments: Sequence[str], stdin: str = "") -> Done:
-    """mpload in this process, its output to the byte."""
-    streams = [io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8", newline="") for text in (stdin, "", "")]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
-            patch.setattr(sys, name, stream)
-        with pytest.raises(SystemExit) as done:
-            app.main(arguments)
-        for stream in streams:
-            stream.flush()
-    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])
-    return Done(int(str(done.value.code)), out, err)
 
 
 def prepare(patch: pytest.MonkeyPatch, environment: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.main import get_command
 
-from mixpanel_source.cli import auth, discovery, exit_codes, fetch, reports
+from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, reports
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.load import load
 from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
@@ -217,7 +217,8 @@ def tables(options: GlobalOptions) -> None:
 
 @command
 def schema(
-    options: GlobalOptions, table: Annotated[str, typer.Argument(help="A name that mpload tables lists.")]
+    options: GlobalOptions,
+    table: Annotated[str, typer.Argument(help="A name that mpload tables lists.", autocompletion=completion.tables)],
 ) -> None:
     """The columns of a table, with their types.
 
@@ -256,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+        # Typer folds what it says of an option to the terminal's width, and fish takes each line for a value.
+        os.environ["COLUMNS"] = "1000"
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mixpanel_source.cli.completion import DAY, snapshots
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.output import write_record, write_rows
 from mixpanel_source.errors import ConfigError
@@ -42,9 +43,12 @@ def events(
     options: GlobalOptions,
     name: _Name = None,
     from_date: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
+        str | None,
+        typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY),
     ] = None,
-    to_date: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day, included.")] = None,
+    to_date: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last day, included.", autocompletion=DAY)
+    ] = None,
     event: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
     ] = None,
@@ -119,7 +123,9 @@ def _tell(options: GlobalOptions, result: FetchResult) -> None:
 
 def drop(
     options: GlobalOptions,
-    tables: Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Snapshots to remove.")] = None,
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Snapshots to remove.", autocompletion=snapshots)
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every snapshot.")] = False,
     type_: Annotated[
         Literal["events", "profiles"] | None, typer.Option("--type", help="With --all: only those of this type.")

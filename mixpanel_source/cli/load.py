@@ -7,10 +7,25 @@ from typing import Annotated
 
 import typer
 
+from mixpanel_source.cli.completion import DAY, one_of
 from mixpanel_source.cli.global_options import GlobalOptions
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
 from mixpanel_source.errors import ConfigError
+
+# As load.RESOURCES, whose import takes longer than TAB or --help may.
+_OTHER_RESOURCES = (
+    "group_profiles",
+    "cohort_members",
+    "cohorts",
+    "funnels",
+    "annotations",
+    "event_definitions",
+    "property_definitions",
+    "lookup_tables",
+    "experiments",
+    "feature_flags",
+)
 
 
 def load(
@@ -19,15 +34,17 @@ def load(
         list[str] | None,
         typer.Argument(
             metavar="[RESOURCE]...",
-            help="events, profiles: both if none is named; group_profiles, cohort_members, cohorts, funnels,"
-            " annotations, event_definitions, property_definitions, lookup_tables, experiments, feature_flags.",
+            help=f"events, profiles: both if none is named; {', '.join(_OTHER_RESOURCES)}.",
+            autocompletion=one_of("events", "profiles", *_OTHER_RESOURCES),
         ),
     ] = None,
     from_date: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
+        str | None,
+        typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY),
     ] = None,
     to_date: Annotated[
-        str | None, typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.")
+        str | None,
+        typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.", autocompletion=DAY),
     ] = None,
     event: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
@@ -78,6 +95,7 @@ def load(
             metavar="DAY|last",
             help="With profiles: only those whose $last_seen is not before; last goes on from the last load. It misses"
             " deleted profiles, and updates that leave $last_seen as it is.",
+            autocompletion=one_of("last"),
         ),
     ] = None,
     group: Annotated[
