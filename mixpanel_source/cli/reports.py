@@ -30,7 +30,12 @@ _MaybeFrom = Annotated[str | None, _FROM]
 _MaybeTo = Annotated[str | None, _TO]
 _On = Annotated[
     str | None,
-    typer.Option("--on", metavar="PROPERTY", help="Split by a property, or by an expression in Mixpanel's language."),
+    typer.Option(
+        "--on",
+        metavar="PROPERTY",
+        help="Split by a property, or by an expression in Mixpanel's language. A name with more in it than letters,"
+        """ digits, blanks, _ and $, or with and, or, in, not as words, has to be given as properties["..."].""",
+    ),
 ]
 _Where = Annotated[
     str | None,
