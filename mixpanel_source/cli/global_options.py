@@ -176,9 +176,16 @@ class GlobalOptions:
 
 
 class _Command(TyperCommand):
-    """TAB gives the global options here, too, which the help leaves to that of mpload itself."""
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer does it, but no argument too many is told of with its text: it may be a secret that went astray."""
+        ctx.allow_extra_args = True
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            ctx.fail("1 argument is too many" if len(ctx.args) == 1 else f"{len(ctx.args)} arguments are too many")
+        return []
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The global options are given here, too, which the help leaves to that of mpload itself."""
         for parameter in self.params:
             if isinstance(parameter, TyperOption):
                 parameter.hidden = False
