@@ -11,7 +11,7 @@ import typer
 from mixpanel_source.cli.completion import DAY, snapshots
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.output import write_record, write_rows
-from mixpanel_source.errors import ConfigError
+from mixpanel_source.errors import ConfigError, MixpanelDataError
 
 if TYPE_CHECKING:
     from mixpanel_source.fetch import FetchResult
@@ -74,6 +74,8 @@ def events(
     days = dates_of(project, from_date, to_date)
     if days.from_date is None or days.to_date is None:
         raise ConfigError("a snapshot needs its days", hint="add --from DAY --to DAY")
+    if not no_wait:
+        display.ledger = project.ledger()
     with display.shown():
         result = fetch_events(
             project,
@@ -146,7 +148,8 @@ def drop(
     if not force:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise ConfigError(f"drop removes {what}", hint="add --force where nobody can be asked")
-        typer.confirm(f"Remove {what}?", abort=True, err=True)
+        if not typer.confirm(f"Remove {what}?", err=True):
+            raise MixpanelDataError("nothing was removed")
     database = options.find_database()
     if tables:
         drop_tables(database, tables)
