@@ -119,9 +119,7 @@ def _config(path: Path, text: str) -> Config:
     return Config(default, accounts)
 
 
-def add_account(
-    name: str, account: Account, path: Path | None = None, *, make_default: bool = False, replace: bool = False
-) -> None:
+def add_account(name: str, account: Account, path: Path | None = None, *, replace: bool = False) -> None:
     """Stores `account`. The first one becomes the default. Raises `AccountExistsError` unless `replace`."""
     import tomlkit
 
@@ -130,7 +128,7 @@ def add_account(
     _account(path, name, keys)  # else what cannot be read back would only be told by the whole file
     with _locked(path):
         config = _config_without(path, name, replace)
-        default = name if make_default or not config.accounts else config.default
+        default = config.default if config.accounts else name
         expected = Config(default, {**config.accounts, name: dataclasses.replace(account, name=name)})
         with _editing(path, expected) as document:
             if "accounts" not in document:

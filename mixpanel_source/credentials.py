@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import warnings
@@ -114,6 +115,15 @@ class Credentials:
             return f"Bearer {self.secret.reveal()}"
         pair = f"{self.username}:{self.secret.reveal()}" if self.username else f"{self.secret.reveal()}:"
         return "Basic " + base64.b64encode(pair.encode()).decode("ascii")
+
+    def fingerprint(self) -> str:
+        """Tells these credentials from others where the secret must not be kept: a hash that nothing leads back from.
+
+        It is another one for each project, so that nobody sees where the same secret is used.
+        """
+        return hashlib.blake2b(
+            self.authorization().encode(), key=self.project_id.encode()[:64], digest_size=16, person=b"mpload"
+        ).hexdigest()
 
 
 @dataclass(frozen=True)

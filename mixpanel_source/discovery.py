@@ -162,11 +162,11 @@ class Discovery:
             )
 
     def _kept(self, request: list[str], ask: Callable[[], Any]) -> Any:
-        """The answer to `request`, kept or asked for. Nothing of the secret is in the question, nor in the answer."""
+        """The answer to `request`, kept or asked for. Others than who asked are asked anew."""
         if self._cache is None:
             return ask()
         who = self._client.credentials
-        question = [self._client.origin("query"), who.project_id, who.workspace_id or "", who.kind, who.username]
+        question = [self._client.origin("query"), who.project_id, who.workspace_id or "", who.fingerprint()]
         question += request
         if not self._fresh and (kept := self._cache.get(question, self._cache_s)) is not None:
             if self._on_cached is not None:

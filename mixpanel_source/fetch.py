@@ -28,6 +28,7 @@ from mixpanel_source.resources.profiles import tables_of
 from mixpanel_source.warehouse import (
     FETCHES,
     FetchType,
+    OnWait,
     check_database,
     fetched_tables,
     literal,
@@ -78,7 +79,7 @@ def fetch_events(
     """
     told = progress or NoProgress()
     windows = project.windows(DateRange(from_date, to_date, refresh=True), ())
-    with _snapshot(database, name, "events") as snapshot:
+    with _snapshot(database, name, "events", told) as snapshot:
         told.planned(windows)
         snapshot.file.write(EVENTS_SCHEMA.empty_table())
         warnings: list[str] = []
@@ -94,7 +95,6 @@ def fetch_events(
                         warnings.append(f"{rows.unreadable} lines of the export of {rows.window} are unreadable")
                 told.loaded(rows.window, count, size)
             warnings += exports.warnings()
-        told.writing()
         filters = {"events": list(filter_.events), "where": filter_.where}
         done = snapshot.write((from_date, to_date), {key: value for key, value in filters.items() if value})
     return replace(done, warnings=tuple(warnings))
@@ -115,17 +115,20 @@ def fetch_profiles(
     if where == "":
         raise ConfigError("where is empty", hint="leave it out for all profiles")
     told = progress or NoProgress()
-    with _snapshot(database, name, "profiles") as snapshot:
+    with _snapshot(database, name, "profiles", told) as snapshot:
         snapshot.file.write(profile_parsing.SCHEMA.empty_table())
         with project.client() as client, client.profiles(where=where, on_page=told.profiles) as pages:
             for table in tables_of(pages):
                 snapshot.file.write(table)
-        told.writing()
         return snapshot.write(None, {"where": where} if where else {})
 
 
 def drop_tables(database: Path, names: Sequence[str]) -> None:
-    """Remove snapshots, all or none. Raises TableNotFoundError, ConfigError for a table that loads keep."""
+    """Remove snapshots, all or none.
+
+    Raises TableNotFoundError, ConfigError for a table that loads keep, DatabaseBusyError where another process has the
+    database open.
+    """
     with _transaction(database) as connection:
         # DuckDB's names are the same in any case.
         fetched = {name.lower(): name for name in fetched_tables(connection)}
@@ -148,8 +151,9 @@ def drop_all(database: Path, type_: FetchType | None = None) -> list[str]:
 
 
 class _Snapshot:
-    def __init__(self, database: Path, name: str, type_: FetchType, file: ParquetFile) -> None:
+    def __init__(self, database: Path, name: str, type_: FetchType, file: ParquetFile, progress: LoadProgress) -> None:
         self.file = file
+        self._progress = progress
         self._database = database
         self._name = name
         self._type: FetchType = type_
@@ -158,10 +162,11 @@ class _Snapshot:
 
     def write(self, days: tuple[date, date] | None, filters: dict[str, Any]) -> FetchResult:
         """Makes the table, and notes it in `fetches`."""
+        self._progress.writing()
         path = self.file.finish()
         first, last = (f"DATE '{day}'" for day in days) if days else ("NULL", "NULL")
         noted = literal(json.dumps(filters, ensure_ascii=False)) if filters else "NULL"
-        with _transaction(self._database) as connection:
+        with _transaction(self._database, WRITE_WAIT_S, self._progress.waiting) as connection:
             # Once more: another fetch may have made it meanwhile.
             _refuse_existing(self._name, connection)
             connection.execute(
@@ -180,7 +185,7 @@ class _Snapshot:
 
 
 @contextmanager
-def _snapshot(database: Path, name: str | None, type_: FetchType) -> Iterator[_Snapshot]:
+def _snapshot(database: Path, name: str | None, type_: FetchType, progress: LoadProgress) -> Iterator[_Snapshot]:
     name = type_ if name is None else name
     if not _NAME.fullmatch(name):
         raise ConfigError(
@@ -195,7 +200,7 @@ def _snapshot(database: Path, name: str | None, type_: FetchType) -> Iterator[_S
             _refuse_existing(name, connection)
     prepare_database(database)
     with ParquetFile(spool_folder()) as file:
-        yield _Snapshot(database, name, type_, file)
+        yield _Snapshot(database, name, type_, file, progress)
 
 
 def _refuse_existing(name: str, connection: duckdb.DuckDBPyConnection) -> None:
@@ -207,8 +212,10 @@ def _refuse_existing(name: str, connection: duckdb.DuckDBPyConnection) -> None:
 
 
 @contextmanager
-def _transaction(database: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with opened(database, write=True, wait_s=WRITE_WAIT_S) as connection:
+def _transaction(
+    database: Path, wait_s: float = 0.0, on_wait: OnWait | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    with opened(database, write=True, wait_s=wait_s, on_wait=on_wait) as connection:
         connection.execute("BEGIN")
         connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_SCHEMA}")
         yield connection

@@ -112,7 +112,7 @@ def load(
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
-            "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, database),
+            "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, result),
             "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
             "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
             **dict.fromkeys(REPORT_TABLES, lambda table: _load_reports(pipeline, project, asked, told, table, result)),
@@ -230,11 +230,13 @@ def _load_profiles(
     asked: ProfilesAsked,
     progress: LoadProgress,
     table: TableLoad,
-    database: Path,
+    result: LoadResult,
 ) -> None:
     table.table = asked.table
-    profiles = partial(profiles_resource, lambda: project, asked, on_page=progress.profiles)
-    run_package(pipeline, database, progress, asked.table, profiles, _and_typed_tables(project))
+    profiles = partial(
+        profiles_resource, lambda: project, asked, on_page=progress.profiles, warn=result.warnings.append
+    )
+    run_package(pipeline, result.database, progress, asked.table, profiles, _and_typed_tables(project))
     _count_rows(pipeline, table)
 
 

@@ -18,6 +18,7 @@ import dlt
 import duckdb
 from dlt.common.destination import Destination
 from dlt.common.destination.configuration import ParquetFormatConfiguration
+from dlt.common.storages import NormalizeStorage
 from dlt.destinations.exceptions import DestinationConnectionError
 from dlt.destinations.impl.duckdb.configuration import DuckDbCredentials
 from dlt.extract import DltResource
@@ -93,6 +94,7 @@ def open_pipeline(database: Path) -> dlt.Pipeline:
             # in the database.
             pipeline = pipeline.drop()
             pipeline.activate()
+        _forget_extractions(pipeline)
         pipeline.sync_destination()
     return pipeline
 
@@ -114,6 +116,13 @@ def run_package(
         if and_then is not None and writing.connection is not None:
             and_then(writing.connection)
     _forget_old_packages(pipeline)
+
+
+def _forget_extractions(pipeline: dlt.Pipeline) -> None:
+    """dlt leaves the folder of an extraction that was broken off beside that of those that came to their end."""
+    for folder in Path(pipeline.working_dir, "normalize").glob("*"):
+        if folder.is_dir() and folder.name != NormalizeStorage.EXTRACTED_FOLDER:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _forget_old_packages(pipeline: dlt.Pipeline) -> None:

@@ -47,6 +47,9 @@ FUNNEL_COLUMNS: Final = (
 )
 
 _BARE_NAME: Final = re.compile(r"[^\W\d][\w $]*|\$[\w $]+")
+_OPERATOR: Final = re.compile(r"\S +(and|or|in|AND|OR) +\S|^not +\S")
+"""What makes an expression of words: `Logged In`, `Terms And Conditions` and `Order Value` are names. Mixpanel docs:
+Segmentation Expressions; its own export script has AND and OR (Hot Shard Limits)."""
 _LITERALS: Final = ("true", "false", "null", "undefined")
 _LENGTH_UNITS_S: Final = {"day": 86_400, "hour": 3600, "minute": 60, "second": 1}
 
@@ -219,9 +222,10 @@ class Reports:
     `exact` is as for `MixpanelClient.request_json`.
 
     Each method takes every parameter of its page in Mixpanel's documentation but `format`. `on` and `where` are
-    expressions (Mixpanel docs: Segmentation Expressions); an `on` that is but a name, such as plan, is that property.
-    Raises `ConfigError` for what Mixpanel is known to refuse, before a request is spent, and else as
-    `MixpanelClient.request_json`.
+    expressions (Mixpanel docs: Segmentation Expressions). An `on` that is but a name (letters, digits, blanks, _, $),
+    such as Order Value, is that property; any other name is properties["..."], and so is one with the words and, or,
+    in between others, or with not before. Raises `ConfigError` for what Mixpanel is known to refuse, before a request
+    is spent, and else as `MixpanelClient.request_json`.
     """
 
     def __init__(self, client: MixpanelClient, *, wait: bool = False, exact: bool = False) -> None:
@@ -621,7 +625,7 @@ def _text(name: str, value: str) -> str:
 
 def _property(on: str | None) -> str | None:
     """A bare name, which is no expression, as the one that it stands for: Mixpanel does not take one everywhere."""
-    if on is None or not _BARE_NAME.fullmatch(on) or on in _LITERALS:
+    if on is None or not _BARE_NAME.fullmatch(on) or on in _LITERALS or _OPERATOR.search(on):
         return on
     return f'properties["{on}"]'
 

@@ -20,6 +20,8 @@ from mixpanel_source import settings
 from mixpanel_source.errors import ConfigError, QueryError, TableNotFoundError, WarehouseError
 
 FetchType = Literal["events", "profiles"]
+OnWait = Callable[[float, str], None]
+"""Told of a wait: seconds, and why."""
 
 FETCHES = "fetches"
 """The table that tells of the snapshots there are."""
@@ -174,15 +176,9 @@ def prepare_database(path: Path) -> None:
 
 
 @contextmanager
-def connected(
-    path: Path, *, wait_s: float, on_wait: Callable[[float, str], None]
-) -> Iterator[duckdb.DuckDBPyConnection]:
+def connected(path: Path, *, wait_s: float, on_wait: OnWait) -> Iterator[duckdb.DuckDBPyConnection]:
     """Keeps every other process out. `on_wait` is told of a wait. Raises DatabaseBusyError after `wait_s`."""
-    try:
-        connection = _open(path, read_only=False)
-    except DatabaseBusyError as busy:
-        on_wait(wait_s, f"at most, as {busy.message}")
-        connection = _open(path, read_only=False, wait_s=wait_s)
+    connection = _open(path, read_only=False, wait_s=wait_s, on_wait=on_wait)
     try:
         yield connection
     finally:
@@ -190,9 +186,11 @@ def connected(
 
 
 @contextmanager
-def opened(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(
+    path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S, on_wait: OnWait | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """As `connect`, for a while. Raises WarehouseError for what goes wrong in it, too."""
-    connection = connect(path, write=write, wait_s=wait_s)
+    connection = connect(path, write=write, wait_s=wait_s, on_wait=on_wait)
     try:
         yield connection
     except duckdb.Error as error:
@@ -201,11 +199,16 @@ def opened(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> I
         connection.close()
 
 
-def connect(path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S) -> duckdb.DuckDBPyConnection:
-    """The database at `path`, its tables found without the dataset's name. Raises WarehouseError."""
+def connect(
+    path: Path, *, write: bool = False, wait_s: float = LOCK_WAIT_S, on_wait: OnWait | None = None
+) -> duckdb.DuckDBPyConnection:
+    """The database at `path`, its tables found without the dataset's name. Raises WarehouseError.
+
+    Where another process holds it, `on_wait` is told, and DatabaseBusyError raised after `wait_s`.
+    """
     if not path.exists():
         raise WarehouseError(f"there is no database {path}", hint="load some data first: mpload load, or mpload demo")
-    connection = _open(path, read_only=not write, wait_s=wait_s)
+    connection = _open(path, read_only=not write, wait_s=wait_s, on_wait=on_wait)
     try:
         connection.execute("SET TimeZone = 'UTC'")
         # No parameters: DuckDB imports pandas to see whether one is a DataFrame, which takes longer than all the rest.
@@ -259,7 +262,12 @@ def _fetched(connection: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]
 
 
 def _open(
-    path: Path, *, read_only: bool, config: dict[str, Any] | None = None, wait_s: float = 0.0
+    path: Path,
+    *,
+    read_only: bool,
+    config: dict[str, Any] | None = None,
+    wait_s: float = 0.0,
+    on_wait: OnWait | None = None,
 ) -> duckdb.DuckDBPyConnection:
     _check_file(path)
     until = time.monotonic() + wait_s
@@ -270,11 +278,13 @@ def _open(
             holder = re.search(r"PID (\d+)", str(error))
             if holder is None or "lock" not in str(error):
                 raise _cannot_open(path, error) from None
+            busy = f"another process (PID {holder[1]}) holds {path}"
             if time.monotonic() >= until:
-                raise DatabaseBusyError(
-                    f"another process (PID {holder[1]}) holds {path}",
-                    hint="wait for it to end, or close the program that has the file open",
-                ) from None
+                hint = "wait for it to end, or close the program that has the file open"
+                raise DatabaseBusyError(busy, hint=hint) from None
+            if on_wait is not None:
+                on_wait(wait_s, f"at most, as {busy}")
+                on_wait = None
             time.sleep(0.1)
         except duckdb.Error as error:
             raise _cannot_open(path, error) from None
@@ -363,7 +373,9 @@ def schema(connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str,
         f" AND schema_name = '{settings.DATASET}' AND table_name = {literal(table)} ORDER BY column_index"
     ).fetchall()
     if not columns:
-        raise TableNotFoundError(f"there is no table {table}", hint="mpload tables lists the tables there are")
+        raise TableNotFoundError(
+            f"there is no table {table}", hint="mpload tables lists the tables there are, with --typed those of events"
+        )
     return [(name, type_) for name, type_ in columns]
 
 

@@ -145,8 +145,8 @@ def test_the_first_account_is_the_default_until_another_is_chosen(path: Path) ->
     assert accounts.read_config(path).default == "a"
     accounts.set_default("b", path)
     assert accounts.read_config(path).default == "b"
-    accounts.add_account("c", account(), path, make_default=True)
-    assert accounts.read_config(path).default == "c"
+    accounts.add_account("c", account(), path)
+    assert accounts.read_config(path).default == "b"
 
 
 def test_an_account_that_exists_is_kept_unless_told_to_replace_it(path: Path) -> None:

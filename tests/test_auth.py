@@ -303,6 +303,24 @@ def test_what_is_no_secret_is_refused_without_telling_it(stdin: str | bytes, sai
     assert said in done.stderr
 
 
+@pytest.mark.parametrize("command", [("add", "a", *ADD, "--region", "us"), ("show", "a"), ("switch", "a"), ("list",)])
+def test_an_argument_too_many_may_be_a_secret_and_is_not_told(command: tuple[str, ...], run: Run, config: Path) -> None:
+    done = run("auth", *command, PLANTED)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"mpload: 1 argument is too many; see mpload auth {command[0]} --help\n"
+    assert "2 arguments are too many" in run("auth", *command, PLANTED, PLANTED).stderr
+    assert not config.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(("--kind", "password"), "kind is one of"), (("--region", "mars"), "region is one of")]
+)
+def test_what_is_wrong_is_told_before_the_secret_is_asked_for(wrong: tuple[str, ...], said: str, run: Run) -> None:
+    done = run("auth", "add", "a", *ADD, *wrong)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert said in done.stderr
+
+
 def test_a_terminal_is_asked_for_the_secret_and_does_not_show_it(tmp_path: Path, config: Path) -> None:
     arguments = [*MPLOAD, "auth", "add", "a", *ADD, "--region", "us"]
     pid, terminal = pty.fork()  # a terminal of its own: the prompt is written to /dev/tty

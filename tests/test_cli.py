@@ -122,7 +122,9 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-def in_a_terminal(home: Path, *arguments: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+def in_a_terminal(
+    home: Path, *arguments: str, env: Mapping[str, str] | None = None, typed: str = ""
+) -> tuple[int, str]:
     """The exit code, and all that a terminal shows."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
@@ -134,6 +136,7 @@ def in_a_terminal(home: Path, *arguments: str, env: Mapping[str, str] | None = N
         stderr=slave,
     )
     os.close(slave)
+    os.write(master, typed.encode())
     shown = b""
     while True:
         ready, _, _ = select.select([master], [], [], 30)
@@ -598,6 +601,19 @@ def test_errors_are_one_line_or_with_format_json_one_object(small: Path, run_her
     assert run_here("load", env={"MP_FORMAT": "yaml"}).returncode == 3
     assert run_here("sql", "SELECT 1").stderr.startswith("mpload: nothing says which database is meant; add --db FILE")
     assert run_here("load").returncode == 2
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 1), ("", 1, 1), ("\x04", 130, 1), ("y", 0, 0)])
+def test_a_terminal_is_asked_before_a_snapshot_is_dropped(answer: str, code: int, left: int, tmp_path: Path) -> None:
+    path = tmp_path / "snapshots.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE SCHEMA mixpanel; CREATE TABLE mixpanel.march (n INT)")
+        connection.execute("CREATE TABLE mixpanel.fetches AS SELECT 'march' AS table_name, 'events' AS type")
+    done, shown = in_a_terminal(tmp_path, "drop", "march", "--db", str(path), typed=f"{answer}\n")
+    assert (done, "Remove march? [y/N]: " in shown) == (code, True)
+    assert ("mpload: nothing was removed" in shown) == (code == 1)
+    with duckdb.connect(str(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM mixpanel.fetches").fetchall() == [(left,)]
 
 
 def test_a_reader_that_has_read_enough_ends_it_quietly(small: Path) -> None:

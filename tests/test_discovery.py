@@ -144,6 +144,8 @@ def test_answers_are_kept_by_question_user_project_and_origin(project: Project, 
         Credentials("other", "sandbox", "1", "us"),
         Credentials("sandbox", "sandbox", "2", "us"),
         Credentials("", "oauth-of-nobody", "1", "us", kind="oauth_token"),
+        Credentials("", "oauth-of-another", "1", "us", kind="oauth_token"),
+        Credentials("sandbox", "another secret", "1", "us"),
     ]
     assert spent(project) == 1
     for credentials in others:
@@ -155,6 +157,20 @@ def test_answers_are_kept_by_question_user_project_and_origin(project: Project, 
         assert discovery.values("A", "plan", 1) == ["pro"]
         assert discovery.values("A", "plan", 2) == ["pro", "free"]
         assert discovery.events(1) == ["A"]
+
+
+def test_who_has_another_token_is_not_told_what_was_answered_to_the_first(project: Project, sandbox: Sandbox) -> None:
+    sandbox.oauth_token = "t0ken-of-one"
+    for token, knows in (("t0ken-of-one", True), ("t0ken-of-two", False), ("t0ken-of-one", True)):
+        credentials = Credentials("", token, "1", "us", kind="oauth_token")
+        with replace(project, credentials=credentials).client() as client:
+            if knows:
+                assert Discovery(client).events() == ["A", "b", "é"]
+            else:
+                with pytest.raises(AuthenticationError):
+                    Discovery(client).events()
+    assert asked(sandbox) == ["/api/query/events/names"] * 2
+    assert not [path for path in cached() if "t0ken" in path.read_text()]
 
 
 def test_what_is_kept_is_for_its_owner_alone_and_holds_no_secret(project: Project, sandbox: Sandbox) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from conftest import NOW, RunLoad, Sql
+from database_reader import start_reader
 from export_lines import at, day_lines, line
 
+from mixpanel_source import settings
 from mixpanel_source.cli import app
 from mixpanel_source.errors import (
     ConfigError,
@@ -26,8 +28,10 @@ from mixpanel_source.fetch import FetchResult, drop_all, drop_tables, fetch_even
 from mixpanel_source.load import load
 from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
+from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
 from mixpanel_source.status import status
+from mixpanel_source.warehouse import DatabaseBusyError
 from mixpanel_source.windows import DateRange, Window
 
 FIRST, LAST = date(2024, 3, 1), date(2024, 3, 2)
@@ -237,6 +241,34 @@ def test_dropping_where_nothing_is_says_so(database: Path) -> None:
         drop_tables(database, ["a"])
 
 
+def test_dropping_does_not_wait_for_a_program_that_reads_the_database(fetch: Fetch, database: Path, sql: Sql) -> None:
+    fetch("a")
+    with start_reader(database, 60.0) as reader:
+        for drop in (lambda: drop_tables(database, ["a"]), lambda: drop_all(database)):
+            with pytest.raises(DatabaseBusyError, match=f"PID {reader.pid}"):
+                drop()
+        reader.kill()
+    assert drop_all(database) == ["a"]
+
+
+def test_a_snapshot_that_is_ready_waits_for_a_reader_and_tells_of_it(fetch: Fetch, database: Path, sql: Sql) -> None:
+    fetch("a")
+    waits: list[tuple[float, str]] = []
+
+    class Told(NoProgress):
+        def writing(self) -> None:
+            self.reader = start_reader(database, 1.0)
+
+        def waiting(self, seconds: float, why: str) -> None:
+            waits.append((seconds, why))
+
+    told = Told()
+    fetch("b", progress=told)
+    with told.reader as reader:
+        assert waits == [(600.0, f"at most, as another process (PID {reader.pid}) holds {database}")]
+    assert sql("select table_name from fetches order by 1") == [("a",), ("b",)]
+
+
 @pytest.fixture
 def mpload(
     server: SandboxServer,
@@ -281,6 +313,20 @@ def test_the_command_line_fetches_and_drops(
     code, out, _ = mpload("drop", "--all", "--force", "-f", "json")
     assert (code, json.loads(out)) == (0, [{"dropped": "profiles"}])
     assert tables(sql) == {"fetches"}
+
+
+def test_a_fetch_that_has_to_wait_says_beforehand_what_it_takes(
+    mpload: Callable[..., tuple[int, str, str]], server: SandboxServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(settings.LIMITS, "export", ((60, 3600.0),))
+    ledger = RequestLedger(settings.data_folder() / "ledger.sqlite", origin=server.url, project_id="1")
+    for _ in range(59):
+        ledger.try_acquire("export")
+    monkeypatch.setattr(RequestLedger, "acquire", lambda *_, **__: 0.0)
+    days = ("--from", "2024-03-01", "--to", "2024-03-02")
+    code, _, err = mpload("fetch", "events", "a", *days)
+    assert (code, err.startswith("mpload: 2 days: 2 requests, about ")) == (0, True)
+    assert mpload("fetch", "events", "b", *days, "--no-wait")[2] == ""
 
 
 def test_errors_are_of_one_family() -> None:

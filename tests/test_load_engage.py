@@ -25,8 +25,10 @@ from mixpanel_source.errors import (
     WarehouseError,
 )
 from mixpanel_source.project import Project, project_of
+from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
 from mixpanel_source.source import mixpanel_source
+from mixpanel_source.status import status
 
 COMPANY, SHOP = "-1405123456789012345", "9223372036854775807"
 """As ids of group types are: beyond what a float can hold."""
@@ -343,14 +345,22 @@ def test_a_part_of_the_profiles_takes_the_place_of_its_own_rows_only(
 
 
 def test_results_without_an_id_are_left_out_of_a_part_and_told(
-    run_load: RunLoad, sandbox: Sandbox, sql: Sql, caplog: pytest.LogCaptureFixture
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, database: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    told = ["left out of a part of the profiles: 2 results without a distinct_id"]
     body = b'{"page":0,"page_size":9,"results":["odd",{"$distinct_id":"a"},{"$properties":{"n":1}}]}'
-    for where in (None, "true", "true"):
+    for where, warnings in ((None, []), ("true", told), ("true", told)):
         sandbox.faults.next("engage", Fault.body(body, "application/json"))
-        run_load(resources=PROFILES, profiles=ProfilesAsked(where=where))
+        assert run_load(resources=PROFILES, profiles=ProfilesAsked(where=where)).warnings == warnings
     assert in_table(sql) == [("a", {}), (None, "odd"), (None, {"n": 1})]
-    assert caplog.messages == ["2 results without a distinct_id are left out of a part of the profiles"] * 2
+    last_run = status(database, project).last_run
+    assert last_run is not None
+    assert list(last_run.warnings) == told
+    assert caplog.messages == []
+    one = b'{"page":0,"page_size":9,"results":[{"$properties":{"n":1}}]}'
+    sandbox.faults.next("engage", Fault.body(one, "application/json"))
+    list(profiles_resource(lambda: project, ProfilesAsked(where="true")))  # by dlt alone
+    assert caplog.messages == ["left out of a part of the profiles: 1 result without a distinct_id"]
 
 
 def test_profiles_with_some_properties_have_a_table_of_their_own(run_load: RunLoad, sandbox: Sandbox, sql: Sql) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from typing import Any
 import duckdb
 import pytest
 from conftest import RunLoad, Sql
+from database_reader import start_reader
 from dlt.destinations.exceptions import DatabaseTerminalException
 from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
 from export_lines import day_lines
 
 from mixpanel_source import settings
-from mixpanel_source.errors import ServerError, WarehouseError
+from mixpanel_source.errors import QueryError, ServerError, WarehouseError
 from mixpanel_source.load import load
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.progress import NoProgress
@@ -169,14 +171,6 @@ def test_a_second_ctrl_c_ends_it_at_once_and_the_days_stay_as_they_were(
     assert len(sql("select * from event_days where complete")) == 6
 
 
-READ_FOR_A_WHILE = """
-import duckdb, sys, time
-connection = duckdb.connect(sys.argv[1], read_only=True)
-print("open", flush=True)
-time.sleep(float(sys.argv[2]))
-connection.close()
-"""
-
 READ_ONCE = "import duckdb, sys; duckdb.connect(sys.argv[1], read_only=True)"
 
 
@@ -185,7 +179,7 @@ class Reading(NoProgress):
 
     def __init__(self, database: Path, seconds: float) -> None:
         self.waits: list[str] = []
-        self._command = [sys.executable, "-c", READ_FOR_A_WHILE, str(database), str(seconds)]
+        self._start = partial(start_reader, database, seconds)
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -195,9 +189,7 @@ class Reading(NoProgress):
 
     def received(self, compressed_bytes: int) -> None:
         if self._process is None:
-            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-            assert self._process.stdout is not None
-            self._process.stdout.readline()
+            self._process = self._start()
 
     def __enter__(self) -> Reading:
         return self
@@ -271,3 +263,20 @@ def test_nothing_of_the_data_stays_in_dlts_folder(
     assert kept
     assert not [path for path in kept if path.suffix == ".parquet" or b"PLANTED-PROFILE" in path.read_bytes()]
     assert len(open_pipeline(database).list_completed_load_packages()) == 2
+
+
+def test_what_broken_off_extractions_leave_is_gone_with_the_next_load(
+    run_load: RunLoad, database: Path, sandbox: Sandbox
+) -> None:
+    folder = pipelines_folder(database) / "mixpanel" / "normalize"
+
+    def left() -> list[str]:
+        return [path.name for path in folder.iterdir() if path.is_dir() and path.name != "extracted"]
+
+    for _ in range(2):
+        sandbox.faults.next("export", Fault.http(400, "no"))
+        with pytest.raises(QueryError):
+            run_load(FIRST, FIRST)
+        assert len(left()) == 1  # of this load alone
+    run_load(FIRST, FIRST)
+    assert left() == []

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests_mock
@@ -399,6 +400,17 @@ def test_every_documented_parameter_is_sent_and_no_other(mocked: Reports, mock: 
         ("plan", 'properties["plan"]'),
         ("$os", 'properties["$os"]'),
         ("carrier näme_2", 'properties["carrier näme_2"]'),
+        ("Order Value", 'properties["Order Value"]'),
+        ("Logged In", 'properties["Logged In"]'),
+        ("in", 'properties["in"]'),
+        ("Terms And Conditions", 'properties["Terms And Conditions"]'),
+        ("brand origin", 'properties["brand origin"]'),
+        ("note", 'properties["note"]'),
+        ("a and b", "a and b"),
+        ("a  or b", "a  or b"),
+        ("a AND b OR c", "a AND b OR c"),
+        ("a in b", "a in b"),
+        ("not a", "not a"),
         ('user["plan"]', 'user["plan"]'),
         ("boolean(1)", "boolean(1)"),
         ("true", "true"),
@@ -408,7 +420,7 @@ def test_every_documented_parameter_is_sent_and_no_other(mocked: Reports, mock: 
 def test_a_bare_name_is_that_property(on: str, sent: str, mocked: Reports, mock: Any) -> None:
     mock.get(f"{ROOT}/segmentation", json={"data": {"series": [], "values": {}}})
     assert mocked.segmentation("A", *DAYS, on=on).segment_property == on
-    assert mock.last_request.qs["on"] == [sent]
+    assert parse_qs(urlsplit(mock.last_request.url).query)["on"] == [sent]
 
 
 REFUSED: dict[str, Callable[[Reports], object]] = {

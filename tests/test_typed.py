@@ -20,6 +20,7 @@ from export_lines import at, day_lines, line
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from mpload_here import run
 
 from mixpanel_source import typed
 from mixpanel_source.engage import ProfilesAsked
@@ -387,3 +388,24 @@ def test_a_days_rows_that_are_not_of_a_complete_load_package_wait_for_it() -> No
     assert bring_in_step(loaded.connection) == TypedUpdate()
     loaded.connection.execute("UPDATE _dlt_loads SET status = 0")
     assert bring_in_step(loaded.connection) == TypedUpdate(days=1, event_rows=1)
+
+
+def test_the_command_line_shows_typed_tables_and_an_events_columns(
+    sandbox: Sandbox, run_load: RunLoad, database: Path
+) -> None:
+    sandbox.set_day(DAY, [line(at(DAY), 1, "Order Placed", plan="pro"), line(at(DAY), 2, "$view", Plan=1.5)])
+    run_load(DAY, DAY)
+    where = ("--db", str(database), "--format", "csv")
+    assert run(["tables", "--typed", *where]).out.splitlines() == [
+        "table,event,rows",
+        "_view,$view,1",
+        "order_placed__title,Order Placed,1",
+    ]
+    shown = run(["schema", "Order Placed", *where])
+    assert shown.out.splitlines()[-2:] == ["n,BIGINT,n,integer,1", "plan,VARCHAR,plan,string,1"]
+    assert shown.out.splitlines()[1] == "event_name,VARCHAR,,,"
+    assert "the columns of order_placed__title" in shown.err
+    assert run(["sql", "--scalar", "SELECT plan FROM order_placed__title", *where[:2]]).out == "pro\n"
+    missing = run(["schema", "No Such", *where])
+    assert missing.code == 4
+    assert "there is no table No Such" in missing.err

@@ -10,23 +10,26 @@ from dataclasses import astuple
 from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.main import get_command
 
-from mixpanel_source.cli import auth, discovery, exit_codes, fetch, reports
+from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, reports
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
+from mixpanel_source.cli.load import load
 from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
 from mixpanel_source.cli.output import (
     Format,
     NobodyReadsError,
     write_record,
-    write_records,
     write_rows,
     write_value,
 )
-from mixpanel_source.errors import AuthenticationError, ConfigError, MixpanelDataError
+from mixpanel_source.errors import AuthenticationError, ConfigError, MixpanelDataError, TableNotFoundError
+
+if TYPE_CHECKING:
+    import duckdb
 
 # Typer's panels would cost more than everything else that `--help` does.
 app = typer.Typer(name=PROGRAM, rich_markup_mode=None, context_settings={"help_option_names": ["--help", "-h"]})
@@ -68,214 +71,7 @@ def _root(
 app.callback()(takes_global_options(_root, after_command=False))
 
 
-@command
-def load(
-    options: GlobalOptions,
-    resources: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RESOURCE]...",
-            help="events, profiles: both if none is named; group_profiles, cohort_members; segmentation, event_counts,"
-            " funnel_steps, retention_cohorts, insights, as the account's reports say; cohorts, funnels, annotations,"
-            " event_definitions, property_definitions, lookup_tables, experiments, feature_flags.",
-        ),
-    ] = None,
-    from_date: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
-    ] = None,
-    to_date: Annotated[
-        str | None, typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.")
-    ] = None,
-    event: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
-    ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for days anew that are complete, too.")] = False,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Do not wait for the hourly limit: exit with 5 instead.")
-    ] = False,
-    start_date: Annotated[
-        str | None, typer.Option(metavar="DAY", help="First day of a load without dates; without it 30 days back.")
-    ] = None,
-    lookback_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
-    ] = None,
-    max_rejected: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Share of unreadable lines that fails.  [default: 0.01]")
-    ] = None,
-    window_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days asked for in one request.  [default: 1]")
-    ] = None,
-    project_timezone: Annotated[
-        str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
-    ] = None,
-    legacy_local_time: Annotated[
-        bool | None,
-        typer.Option(
-            "--legacy-local-time/--no-legacy-local-time",
-            help="Whether the project was made before 2023: its days and times are those of its time zone.",
-        ),
-    ] = None,
-    profiles_where: Annotated[
-        str | None, typer.Option(metavar="EXPRESSION", help="With profiles: only those that match; the others stay.")
-    ] = None,
-    profiles_cohort: Annotated[
-        int | None, typer.Option(metavar="ID", help="With profiles: only those in this cohort; the others stay.")
-    ] = None,
-    profiles_property: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="With profiles: only this property, into profiles_partial; may be repeated."),
-    ] = None,
-    profiles_since: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DAY|last",
-            help="With profiles: only those whose $last_seen is not before; last goes on from the last load. It misses"
-            " deleted profiles, and updates that leave $last_seen as it is.",
-        ),
-    ] = None,
-    group: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="With group_profiles: the data_group_id of a group type; may be repeated."),
-    ] = None,
-    cohort: Annotated[
-        list[int] | None,
-        typer.Option(metavar="ID", help="With cohort_members: only this cohort; may be repeated."),
-    ] = None,
-    history: Annotated[
-        bool,
-        typer.Option("--history", help="With profiles or cohort_members: keep what was, in a table of its own."),
-    ] = False,
-) -> None:
-    """Load events and profiles into the DuckDB file, or the tables that are named.
-
-    Without dates it goes on from what is loaded: every day that is missing or not settled yet, up to yesterday.
-    With --from it loads the days of the range that are not complete, so that a stopped load goes on where it stopped.
-    The same holds for the days of each report of segmentation, event_counts, funnel_steps and retention_cohorts.
-
-    \b
-    mpload load --from 2024-01-01 --to 2024-01-31
-    mpload load events --event 'Sign Up' --event 'Purchase' --from 2024-01-01
-    mpload load profiles --profiles-where 'properties["plan"] == "pro"'
-    mpload load cohort_members --cohort 501 --history
-    mpload load segmentation funnel_steps --from 2024-01-01
-    """
-    from mixpanel_source.cli.progress import LoadDisplay
-    from mixpanel_source.engage import MembersAsked, ProfilesAsked
-    from mixpanel_source.exports import EventFilter
-    from mixpanel_source.load import DEFAULT_RESOURCES, RESOURCES, WITH_DAYS, dates_of
-    from mixpanel_source.load import load as load_tables
-    from mixpanel_source.project import parse_day, parse_since, project_of
-
-    days = (
-        ("--from", from_date),
-        ("--to", to_date),
-        ("--start-date", start_date),
-        ("--profiles-since", profiles_since),
-    )
-    wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
-    _refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
-    _refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
-    names = resources or DEFAULT_RESOURCES
-    _refuse_without(names, ("--event", event), ("--where", where), resources=("events",))
-    of_profiles = (
-        ("--profiles-where", profiles_where),
-        ("--profiles-cohort", profiles_cohort),
-        ("--profiles-property", profiles_property),
-        ("--profiles-since", profiles_since),
-    )
-    # A part of what would be loaded as a whole: that has to be meant.
-    _refuse_without(resources or (), *of_profiles, resources=("profiles",))
-    _refuse_without(resources or (), ("--group", group), resources=("group_profiles",))
-    _refuse_without(resources or (), ("--cohort", cohort), resources=("cohort_members",))
-    _refuse_without(resources or (), ("--history", history or None), resources=("profiles", "cohort_members"))
-    account = options.find_account()
-    display = LoadDisplay(options.quiet)
-    project = project_of(
-        account,
-        start_date=parse_day("--start-date", start_date),
-        lookback_days=lookback_days,
-        max_rejected=max_rejected,
-        window_days=window_days,
-        project_timezone=project_timezone,
-        legacy_local_time=legacy_local_time,
-        wait=not no_wait,
-        on_wait=display.waiting,
-        data_group_ids=group or None,
-    )
-    asked = dates_of(project, from_date, to_date, refresh, names)
-    profiles = ProfilesAsked(
-        profiles_where,
-        tuple(profiles_property or ()),
-        profiles_cohort,
-        parse_since("--profiles-since", profiles_since),
-        history and "profiles" in names,
-    )
-    database = options.find_database(account)
-    without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
-    if without_days and (from_date or to_date):
-        options.say(f"the dates do not apply to {', '.join(without_days)}: loaded as they are now")
-    if not no_wait:
-        display.ledger = project.ledger()
-    with display.shown():
-        result = load_tables(
-            project,
-            database,
-            names,
-            asked=asked,
-            filter_=EventFilter(tuple(event or ()), where),
-            profiles=profiles,
-            members=MembersAsked(tuple(cohort or ()), history),
-            progress=display,
-        )
-    for warning in result.warnings:
-        options.say(f"warning: {warning}")
-    write_records(
-        [
-            {
-                "table": table.table,
-                "rows": table.rows,
-                "days": table.days if table.table in WITH_DAYS else None,
-                "seconds": round(table.seconds, 1),
-                "error": None if table.error is None else redacted(table.error.message),
-            }
-            for table in result.tables
-        ],
-        options.output,
-    )
-    if result.error is not None:
-        raise result.error
-    loaded = [
-        table for table in result.tables if not table.is_left_out and (table.days or table.table not in WITH_DAYS)
-    ]
-    idle = [
-        table.table for table in result.tables if table.table in WITH_DAYS and not (table.days or table.is_left_out)
-    ]
-    if idle:
-        news = f"no new {', '.join(idle)}" if loaded else "nothing new"
-        options.say(f"{news}: every day asked for is there and complete")
-    if loaded:
-        options.say(f"loaded into {database}")
-
-
-def _refuse_empty(*given: tuple[str, str | None]) -> None:
-    """An empty value is a variable of the shell's that is not set, and not the same as an option left out."""
-    for flag, value in given:
-        if value == "":
-            raise ConfigError(f"{flag} is empty", hint="give it a value, or leave it out")
-
-
-def _refuse_without(names: Sequence[str], *given: tuple[str, object], resources: Sequence[str]) -> None:
-    """An option of `resources` that none of `names` takes would change nothing."""
-    for flag, value in given:
-        if value not in (None, []) and not set(resources) & set(names):
-            raise ConfigError(
-                f"{flag} goes with {' or '.join(resources)}, which this load does not name",
-                hint=f"mpload load {resources[0]} {flag} ...",
-            )
+command(load)
 
 
 @command
@@ -330,7 +126,7 @@ def sandbox(
     from mixpanel_source.cli.sandbox import environment, open_sandbox, parse_moment
     from mixpanel_source.sandbox import demo_folder
 
-    server = open_sandbox(
+    with open_sandbox(
         folder or demo_folder(),
         port,
         project_id=options.project or "1",
@@ -338,8 +134,7 @@ def sandbox(
         legacy_local_time=legacy_local_time,
         now=parse_moment("--now", now),
         limits=not no_limits,
-    )
-    with server:
+    ) as server:
         note(f"a local Mixpanel at {server.url}; Ctrl-C ends it. To use it:")
         for name, value in environment(server).items():
             print(f"export {name}={value}", file=sys.stderr, flush=True)
@@ -410,33 +205,70 @@ def _sql_text(query: str | None, file: Path | None) -> str:
 
 
 @command
-def tables(options: GlobalOptions) -> None:
+def tables(
+    options: GlobalOptions,
+    typed: Annotated[
+        bool, typer.Option("--typed", help="Those of each event, with a column for each property.")
+    ] = False,
+) -> None:
     """The tables that are loaded, with their rows and columns.
 
     \b
     mpload tables
+    mpload tables --typed
     """
     from mixpanel_source.warehouse import opened
     from mixpanel_source.warehouse import tables as tables_of
 
     with opened(options.find_database()) as connection:
+        if typed:
+            from mixpanel_source.typed import typed_tables
+
+            write_rows(["table", "event", "rows"], typed_tables(connection), options.output)
+            return
         write_rows(["table", "rows", "columns"], map(astuple, tables_of(connection)), options.output)
 
 
 @command
 def schema(
-    options: GlobalOptions, table: Annotated[str, typer.Argument(help="A name that mpload tables lists.")]
+    options: GlobalOptions,
+    table: Annotated[
+        str, typer.Argument(help="A name that mpload tables lists, or an event's.", autocompletion=completion.tables)
+    ],
 ) -> None:
-    """The columns of a table, with their types.
+    """The columns of a table, with their types; or the properties of an event, with their columns in its typed table.
 
     \b
     mpload schema events
+    mpload schema 'Order Placed'
     """
     from mixpanel_source.warehouse import opened
     from mixpanel_source.warehouse import schema as schema_of
 
     with opened(options.find_database()) as connection:
-        write_rows(["column", "type"], schema_of(connection, table), options.output)
+        try:
+            columns = schema_of(connection, table)
+        except TableNotFoundError as missing:
+            _write_typed_schema(connection, table, missing, options)
+        else:
+            write_rows(["column", "type"], columns, options.output)
+
+
+def _write_typed_schema(
+    connection: duckdb.DuckDBPyConnection, event: str, missing: TableNotFoundError, options: GlobalOptions
+) -> None:
+    """Of an event; where there is none either, it is as if a table was asked for."""
+    from mixpanel_source.property_columns import EVENT_COLUMNS, table_name
+    from mixpanel_source.typed import typed_columns
+
+    try:
+        found = typed_columns(connection, event)
+    except TableNotFoundError:
+        raise missing from None
+    options.say(f"the columns of {table_name(event)}, the typed table of {event!r}")
+    shared = [(name, type_, None, None, None) for name, type_ in EVENT_COLUMNS]
+    of_properties = [(one.column, one.type, one.name, ", ".join(one.json_types), one.rows) for one in found]
+    write_rows(["column", "type", "property", "json_types", "rows"], [*shared, *of_properties], options.output)
 
 
 @command
@@ -464,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")
+    if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
+        # Typer folds what it says of an option to the terminal's width, and fish takes each line for a value.
+        os.environ["COLUMNS"] = "1000"
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

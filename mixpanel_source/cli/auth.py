@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixpanel_source.cli.completion import accounts, one_of
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.messages import hide
 from mixpanel_source.cli.output import write_record, write_rows
-from mixpanel_source.credentials import ENVIRONMENT, Secret
+from mixpanel_source.credentials import ENVIRONMENT, KINDS, Secret
 from mixpanel_source.errors import ConfigError
+from mixpanel_source.settings import REGIONS
 
 if TYPE_CHECKING:
     from mixpanel_source.credentials import Account
@@ -64,7 +66,12 @@ def add(
     username: Annotated[str, typer.Option(metavar="USER", help="The service account's user name.")] = "",
     project: Annotated[str | None, typer.Option("--project", "-p", metavar="ID", help="The project's number.")] = None,
     region: Annotated[
-        str | None, typer.Option(metavar="us|eu|in", help="Where its data are; without it found by asking each.")
+        str | None,
+        typer.Option(
+            metavar="|".join(REGIONS),
+            help="Where its data are; without it found by asking each.",
+            autocompletion=one_of(*REGIONS),
+        ),
     ] = None,
     secret: Annotated[
         Secret | None,
@@ -76,6 +83,7 @@ def add(
         typer.Option(
             metavar="KIND",
             help="service_account, project_secret (an older project's API secret) or oauth_token: what the secret is.",
+            autocompletion=one_of(*KINDS),
         ),
     ] = "service_account",
     workspace_id: Annotated[
@@ -102,7 +110,7 @@ def add(
     """
     from mixpanel_source.account_check import credentials_in_any_region
     from mixpanel_source.accounts import add_account, check_new_name, read_config
-    from mixpanel_source.credentials import Account
+    from mixpanel_source.credentials import Account, Credentials
 
     if secret is not None:
         hide(secret.reveal())
@@ -113,6 +121,8 @@ def add(
         raise ConfigError("the project is missing", hint="add --project ID")
     if kind == "service_account" and not username:
         raise ConfigError("the service account's user name is missing", hint="add --username USER, or --kind")
+    # Whatever else is wrong is told before a secret is asked for.
+    Credentials(username, secret or "unknown", project, region or REGIONS[0], kind, workspace_id)
     secret = _secret_from(secret, secret_stdin)
     hide(secret.reveal())
     credentials = credentials_in_any_region(username, secret, project, region, kind, workspace_id)
@@ -145,7 +155,9 @@ def _secret_from(given: Secret | None, from_stdin: bool) -> Secret:
 
 
 @command
-def remove(options: GlobalOptions, name: Annotated[str, typer.Argument(help="An account.")]) -> None:
+def remove(
+    options: GlobalOptions, name: Annotated[str, typer.Argument(help="An account.", autocompletion=accounts)]
+) -> None:
     """Forget an account. Nothing that was loaded with it is removed.
 
     \b
@@ -161,7 +173,9 @@ def remove(options: GlobalOptions, name: Annotated[str, typer.Argument(help="An 
 
 
 @command
-def switch(options: GlobalOptions, name: Annotated[str, typer.Argument(help="An account.")]) -> None:
+def switch(
+    options: GlobalOptions, name: Annotated[str, typer.Argument(help="An account.", autocompletion=accounts)]
+) -> None:
     """Make an account the default one.
 
     \b
@@ -176,7 +190,9 @@ def switch(options: GlobalOptions, name: Annotated[str, typer.Argument(help="An 
 @command
 def show(
     options: GlobalOptions,
-    name: Annotated[str | None, typer.Argument(help="An account; without it the one that would be used.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="An account; without it the one that would be used.", autocompletion=accounts)
+    ] = None,
 ) -> None:
     """What is kept of an account; of its secret only that there is one.
 
@@ -195,7 +211,9 @@ def show(
 @command
 def test(
     options: GlobalOptions,
-    name: Annotated[str | None, typer.Argument(help="An account; without it the one that would be used.")] = None,  # noqa: PT028
+    name: Annotated[
+        str | None, typer.Argument(help="An account; without it the one that would be used.", autocompletion=accounts)
+    ] = None,  # noqa: PT028
 ) -> None:
     """Try an account. Where it does not work, the error says whether secret, region, project, role or plan is wrong.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixpanel_source.cli.completion import one_of
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of
 
 if TYPE_CHECKING:
@@ -102,7 +103,13 @@ def cohorts(options: GlobalOptions, fresh: _Fresh = False) -> None:
 def bookmarks(
     options: GlobalOptions,
     type_: Annotated[
-        str | None, typer.Option("--type", metavar="TYPE", help="Only insights, funnels, retention, flows, ...")
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Only insights, funnels, retention, flows, ...",
+            autocompletion=one_of("insights", "funnels", "retention", "flows"),
+        ),
     ] = None,
     fresh: _Fresh = False,
 ) -> None:

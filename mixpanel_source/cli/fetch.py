@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mixpanel_source.cli.completion import DAY, snapshots
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.output import write_record, write_rows
-from mixpanel_source.errors import ConfigError
+from mixpanel_source.errors import ConfigError, MixpanelDataError
 
 if TYPE_CHECKING:
     from mixpanel_source.fetch import FetchResult
@@ -42,9 +43,12 @@ def events(
     options: GlobalOptions,
     name: _Name = None,
     from_date: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
+        str | None,
+        typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY),
     ] = None,
-    to_date: Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day, included.")] = None,
+    to_date: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last day, included.", autocompletion=DAY)
+    ] = None,
     event: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
     ] = None,
@@ -70,6 +74,8 @@ def events(
     days = dates_of(project, from_date, to_date)
     if days.from_date is None or days.to_date is None:
         raise ConfigError("a snapshot needs its days", hint="add --from DAY --to DAY")
+    if not no_wait:
+        display.ledger = project.ledger()
     with display.shown():
         result = fetch_events(
             project,
@@ -119,7 +125,9 @@ def _tell(options: GlobalOptions, result: FetchResult) -> None:
 
 def drop(
     options: GlobalOptions,
-    tables: Annotated[list[str] | None, typer.Argument(metavar="[TABLE]...", help="Snapshots to remove.")] = None,
+    tables: Annotated[
+        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Snapshots to remove.", autocompletion=snapshots)
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every snapshot.")] = False,
     type_: Annotated[
         Literal["events", "profiles"] | None, typer.Option("--type", help="With --all: only those of this type.")
@@ -140,7 +148,8 @@ def drop(
     if not force:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise ConfigError(f"drop removes {what}", hint="add --force where nobody can be asked")
-        typer.confirm(f"Remove {what}?", abort=True, err=True)
+        if not typer.confirm(f"Remove {what}?", err=True):
+            raise MixpanelDataError("nothing was removed")
     database = options.find_database()
     if tables:
         drop_tables(database, tables)

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
+from mixpanel_source.cli import completion
+from mixpanel_source.cli.completion import Complete
 from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, hide, note, set_up_log
 from mixpanel_source.cli.output import TABLE_ROWS, Format, default_format, write_rows
 from mixpanel_source.errors import AuthenticationError, ConfigError
@@ -30,6 +33,7 @@ class _Option:
     value_type: Any = str | None
     metavar: str | None = None
     envvar: str | None = None
+    complete: Complete | None = None
 
     def parameter(self, name: str, *, after_command: bool) -> inspect.Parameter:
         """After the command it is not in the help, and the environment does not stand in for it."""
@@ -39,6 +43,7 @@ class _Option:
             metavar=self.metavar,
             envvar=None if after_command else self.envvar,
             hidden=after_command,
+            autocompletion=self.complete,
         )
         default = False if self.value_type is bool else None
         annotation: Any = Annotated[self.value_type, option]
@@ -46,7 +51,9 @@ class _Option:
 
 
 _OPTIONS = {
-    "account": _Option(("--account", "-a"), "An account of the config file.", metavar="NAME"),
+    "account": _Option(
+        ("--account", "-a"), "An account of the config file.", metavar="NAME", complete=completion.accounts
+    ),
     "project": _Option(("--project", "-p"), "Another project than the account's.", metavar="ID"),
     "db": _Option(
         ("--db",),
@@ -84,6 +91,11 @@ class GlobalOptions:
         for name, value in given.items():
             if value:
                 setattr(self, name, value)
+
+    def take_parsed(self, context: typer.Context) -> None:
+        """What a command line says that is read but not run."""
+        for params in (context.find_root().params, context.params):
+            self.take(**{name: params.get(f"global_{name}") for name in _OPTIONS})
 
     @property
     def output(self) -> Format:
@@ -163,12 +175,29 @@ class GlobalOptions:
             return None
 
 
+class _Command(TyperCommand):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As Typer does it, but no argument too many is told of with its text: it may be a secret that went astray."""
+        ctx.allow_extra_args = True
+        super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            ctx.fail("1 argument is too many" if len(ctx.args) == 1 else f"{len(ctx.args)} arguments are too many")
+        return []
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The global options are given here, too, which the help leaves to that of mpload itself."""
+        for parameter in self.params:
+            if isinstance(parameter, TyperOption):
+                parameter.hidden = False
+        return super().shell_complete(ctx, incomplete)
+
+
 def commands_of(group: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that makes a function a command of `group`, with the global options."""
 
     def command(function: Callable[..., None]) -> Callable[..., None]:
         name = function.__name__.rstrip("_").replace("_", "-")  # `list_` is called list
-        group.command(name, epilog=_EPILOG)(takes_global_options(function))
+        group.command(name, cls=_Command, epilog=_EPILOG)(takes_global_options(function))
         return function
 
     return command

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import date, datetime, time
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from itertools import islice
@@ -212,11 +213,21 @@ def cell_text(value: Any, encode: Encoder = json_text) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
+    if isinstance(value, timedelta):
+        return _interval(value)
     if isinstance(value, (bytes, bytearray)):
         from base64 import b64encode
 
         return b64encode(value).decode("ascii")
     return str(value)
+
+
+def _interval(length: timedelta) -> str:
+    """As DuckDB reads it back; Python's own text of it, `-1 day, 23:59:59`, it does not."""
+    sign, length = ("-", -length) if length < timedelta() else ("", length)
+    clock = timedelta(seconds=length.seconds, microseconds=length.microseconds)
+    days = f"{sign}{length.days} days " if length.days else ""
+    return f"{days}{sign}{str(clock).zfill(8) if clock.microseconds == 0 else str(clock).zfill(15)}"
 
 
 # --- forms
@@ -238,17 +249,22 @@ def _json_array(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _csv_lines(columns: Sequence[str], rows: Iterable[Sequence[Any]], encoders: Sequence[Encoder]) -> Iterator[str]:
-    """RFC 4180: lines end with CRLF. NULL is an empty field, an empty text is ""."""
+    """RFC 4180: lines end with CRLF. NULL is an empty field, an empty text is ""; of one column, NULL is "", too."""
+    if not columns:
+        return
     yield ",".join(map(_csv_field, columns)) + "\r\n"
     for row in rows:
         cells = zip(row, encoders, strict=True)
-        yield ",".join(["" if v is None else _csv_field(cell_text(v, encode)) for v, encode in cells]) + "\r\n"
+        line = ",".join(["" if v is None else _csv_field(cell_text(v, encode)) for v, encode in cells])
+        yield (line or '""') + "\r\n"  # an empty line is no row to many readers
+
+
+# Also what readers that guess, as DuckDB's does, take for a separator, a quote or a comment.
+_QUOTED = re.compile(r"""[,"\r\n;|\t'#\\]|^ | $|^$""")
 
 
 def _csv_field(text: str) -> str:
-    if text == "" or any(char in text for char in ',"\r\n') or text[0] == " " or text[-1] == " ":
-        return '"' + text.replace('"', '""') + '"'
-    return text
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
 
 
 def _write_table(
@@ -320,10 +336,11 @@ def _is_numeric(values: Iterable[Any]) -> bool:
 
 
 def _visible(text: str) -> str:
-    """Without what would steer a terminal."""
+    """Without what would steer a terminal, and tabs, whose width is not known."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+    text = text.expandtabs()
+    return "".join(char if char.isprintable() or char == "\n" else f"\\x{ord(char):02x}" for char in text)
 
 
 def _write(pieces: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mixpanel_source.cli.completion import DAY, one_of
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of
 from mixpanel_source.errors import ConfigError
 
@@ -21,23 +22,42 @@ if TYPE_CHECKING:
 group = typer.Typer(rich_markup_mode=None)
 command = commands_of(group)
 
-_From = Annotated[str, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")]
-_To = Annotated[str, typer.Option("--to", metavar="DAY", help="Last day, included.")]
-_MaybeFrom = Annotated[
-    str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
-]
-_MaybeTo = Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day, included.")]
+_FROM = typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY)
+_TO = typer.Option("--to", metavar="DAY", help="Last day, included.", autocompletion=DAY)
+_From = Annotated[str, _FROM]
+_To = Annotated[str, _TO]
+_MaybeFrom = Annotated[str | None, _FROM]
+_MaybeTo = Annotated[str | None, _TO]
 _On = Annotated[
     str | None,
-    typer.Option("--on", metavar="PROPERTY", help="Split by a property, or by an expression in Mixpanel's language."),
+    typer.Option(
+        "--on",
+        metavar="PROPERTY",
+        help="Split by a property, or by an expression in Mixpanel's language. A name with more in it than letters,"
+        """ digits, blanks, _ and $, or with and, or, in, not as words, has to be given as properties["..."].""",
+    ),
 ]
 _Where = Annotated[
     str | None,
     typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
 ]
 _Type = Annotated[
-    str | None, typer.Option("--type", metavar="TYPE", help="general (events), unique (users), average (per user).")
+    str | None,
+    typer.Option(
+        "--type",
+        metavar="TYPE",
+        help="general (events), unique (users), average (per user).",
+        autocompletion=one_of("general", "unique", "average"),
+    ),
 ]
+
+
+def _unit(*values: str, what: str = "") -> Any:
+    return typer.Option(
+        metavar="UNIT", help=f"{what}{', '.join(values[:-1])} or {values[-1]}.", autocompletion=one_of(*values)
+    )
+
+
 _Limit = Annotated[int | None, typer.Option(metavar="N", help="So many segments at most.")]
 _Wait = Annotated[bool, typer.Option("--wait", help="Wait for the hourly limit, instead of exiting with 5.")]
 _LastUnits = Annotated[int | None, typer.Option(metavar="N", help="The last N units, instead of --from and --to.")]
@@ -52,9 +72,13 @@ def segmentation(
     on: _On = None,
     math: Annotated[
         str | None,
-        typer.Option(metavar="MATH", help="Of the number --on: numeric (counts by its ranges), sum, average."),
+        typer.Option(
+            metavar="MATH",
+            help="Of the number --on: numeric (counts by its ranges), sum, average.",
+            autocompletion=one_of("numeric", "sum", "average"),
+        ),
     ] = None,
-    unit: Annotated[str | None, typer.Option(metavar="UNIT", help="minute, hour, day or month.")] = None,
+    unit: Annotated[str | None, _unit("minute", "hour", "day", "month")] = None,
     interval: Annotated[int | None, typer.Option(metavar="DAYS", help="Days in a bucket, instead of --unit.")] = None,
     where: _Where = None,
     type_: _Type = None,
@@ -89,16 +113,14 @@ def funnel(
     funnel_id: Annotated[int, typer.Argument(metavar="ID", help="As mpload funnels lists it.")],
     from_date: _From,
     to_date: _To,
-    unit: Annotated[str | None, typer.Option(metavar="UNIT", help="day, week or month.")] = None,
+    unit: Annotated[str | None, _unit("day", "week", "month")] = None,
     interval: Annotated[int | None, typer.Option(metavar="DAYS", help="Days in a bucket, instead of --unit.")] = None,
     on: _On = None,
     where: _Where = None,
     length: Annotated[
         int | None, typer.Option(metavar="N", help="The time for all steps; without it as the funnel was saved.")
     ] = None,
-    length_unit: Annotated[
-        str | None, typer.Option(metavar="UNIT", help="Of --length: day, hour, minute or second.")
-    ] = None,
+    length_unit: Annotated[str | None, _unit("day", "hour", "minute", "second", what="Of --length: ")] = None,
     limit: _Limit = None,
     wait: _Wait = False,
 ) -> None:
@@ -136,9 +158,14 @@ def retention(
     ] = None,
     retention_type: Annotated[
         str | None,
-        typer.Option("--type", metavar="TYPE", help="birth, or compounded (recurring: no --born).  [default: birth]"),
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="birth, or compounded (recurring: no --born).  [default: birth]",
+            autocompletion=one_of("birth", "compounded"),
+        ),
     ] = None,
-    unit: Annotated[str | None, typer.Option(metavar="UNIT", help="Of an interval: day, week or month.")] = None,
+    unit: Annotated[str | None, _unit("day", "week", "month", what="Of an interval: ")] = None,
     interval: Annotated[
         int | None, typer.Option(metavar="DAYS", help="Days in an interval, instead of --unit.")
     ] = None,
@@ -186,8 +213,8 @@ def frequency(
     from_date: _From,
     to_date: _To,
     event: Annotated[str | None, typer.Option(metavar="NAME", help="The event; without it any.")] = None,
-    unit: Annotated[str, typer.Option(metavar="UNIT", help="day, week or month.")] = "day",
-    addiction_unit: Annotated[str, typer.Option(metavar="UNIT", help="What is counted of it: hour or day.")] = "hour",
+    unit: Annotated[str, _unit("day", "week", "month")] = "day",
+    addiction_unit: Annotated[str, _unit("hour", "day", what="What is counted of it: ")] = "hour",
     where: _Where = None,
     on: _On = None,
     limit: _Limit = None,
@@ -235,7 +262,7 @@ def event_counts(
     from_date: _MaybeFrom = None,
     to_date: _MaybeTo = None,
     last: _LastUnits = None,
-    unit: Annotated[str, typer.Option(metavar="UNIT", help="minute, hour, day, week or month.")] = "day",
+    unit: Annotated[str, _unit("minute", "hour", "day", "week", "month")] = "day",
     type_: _Type = "general",
     wait: _Wait = False,
 ) -> None:
@@ -266,7 +293,7 @@ def property_counts(
     to_date: _MaybeTo = None,
     last: _LastUnits = None,
     value: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Only this value; may be repeated.")] = None,
-    unit: Annotated[str, typer.Option(metavar="UNIT", help="minute, hour, day, week or month.")] = "day",
+    unit: Annotated[str, _unit("minute", "hour", "day", "week", "month")] = "day",
     type_: _Type = "general",
     limit: _Limit = None,
     wait: _Wait = False,

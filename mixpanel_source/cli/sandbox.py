@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +15,9 @@ if TYPE_CHECKING:
     from mixpanel_source.sandbox import SandboxServer
 
 
-def open_sandbox(folder: Path, port: int = 0, **options: Any) -> SandboxServer:
-    """A server, not started yet; `options` are those of Sandbox. Raises where the extra is not installed."""
+@contextmanager
+def open_sandbox(folder: Path, port: int = 0, **options: Any) -> Iterator[SandboxServer]:
+    """A server that serves; `options` are those of Sandbox. Raises where the extra is not installed."""
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}", hint="it holds events/*.jsonl, profiles.jsonl, saved.json")
     try:
@@ -22,7 +26,17 @@ def open_sandbox(folder: Path, port: int = 0, **options: Any) -> SandboxServer:
         raise MixpanelDataError(
             f"the sandbox needs {error.name}, which is not installed", hint="pip install 'mixpanel-source[sandbox]'"
         ) from None
-    return SandboxServer(Sandbox(folder, **options), port=port)
+    server = SandboxServer(Sandbox(folder, **options), port=port)
+    try:
+        server.start()
+    except OSError as error:
+        raise MixpanelDataError(
+            f"cannot listen on port {port}: {os.strerror(error.errno or 0)}", hint="choose another one; 0 is a free one"
+        ) from None
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 def parse_moment(name: str, text: str | None) -> datetime | None:

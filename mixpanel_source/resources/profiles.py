@@ -47,11 +47,12 @@ def profiles(
     *,
     on_page: Callable[[int, int | None], None] | None = None,
     about_to_write: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None] = logger.warning,
 ) -> DltResource:
     """The user profiles asked for. All of them take the place of the table; a part, of its own rows in it.
 
     `on_page` is told the profiles read so far, and how many there are where that is known. `about_to_write` is called
-    once the walk is complete.
+    once the walk is complete, and `warn` with what is left out of it.
     """
     part = {"output_properties": compact(sorted(set(asked.output_properties)))} if asked.output_properties else {}
     schema = pa.schema([*parsing.SCHEMA, *(pa.field(name, pa.string()) for name in part)])
@@ -91,7 +92,8 @@ def profiles(
                 if asked.history:
                     yield dlt.mark.with_table_name(with_load_id(_versions(table)), PROFILES_HISTORY)
         if nameless:
-            logger.warning("%d results without a distinct_id are left out of a part of the profiles", nameless)
+            what = "1 result" if nameless == 1 else f"{nameless} results"
+            warn(f"left out of a part of the profiles: {what} without a distinct_id")
         scope = "1 = 1" if whole else _CAME
         if asked.history:
             yield keeping_history(_HISTORY_SCHEMA, PROFILES_HISTORY, scope, COLUMNS)

@@ -1,0 +1,248 @@
+"""`mpload load`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from mixpanel_source.cli.completion import DAY, one_of
+from mixpanel_source.cli.global_options import GlobalOptions
+from mixpanel_source.cli.messages import redacted
+from mixpanel_source.cli.output import write_records
+from mixpanel_source.errors import ConfigError
+from mixpanel_source.settings import REPORT_TABLES
+
+# As load.RESOURCES, whose import takes longer than TAB or --help may.
+_LISTS = (
+    "cohorts",
+    "funnels",
+    "annotations",
+    "event_definitions",
+    "property_definitions",
+    "lookup_tables",
+    "experiments",
+    "feature_flags",
+)
+_OTHER_RESOURCES = ("group_profiles", "cohort_members", *REPORT_TABLES, *_LISTS)
+
+
+def load(
+    options: GlobalOptions,
+    resources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RESOURCE]...",
+            help="events, profiles: both if none is named; group_profiles, cohort_members;"
+            f" {', '.join(REPORT_TABLES)}, as the account's reports say; {', '.join(_LISTS)}.",
+            autocompletion=one_of("events", "profiles", *_OTHER_RESOURCES),
+        ),
+    ] = None,
+    from_date: Annotated[
+        str | None,
+        typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY),
+    ] = None,
+    to_date: Annotated[
+        str | None,
+        typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.", autocompletion=DAY),
+    ] = None,
+    event: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
+    ] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for days anew that are complete, too.")] = False,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Do not wait for the hourly limit: exit with 5 instead.")
+    ] = False,
+    start_date: Annotated[
+        str | None, typer.Option(metavar="DAY", help="First day of a load without dates; without it 30 days back.")
+    ] = None,
+    lookback_days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
+    ] = None,
+    max_rejected: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Share of unreadable lines that fails.  [default: 0.01]")
+    ] = None,
+    window_days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days asked for in one request.  [default: 1]")
+    ] = None,
+    project_timezone: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
+    ] = None,
+    legacy_local_time: Annotated[
+        bool | None,
+        typer.Option(
+            "--legacy-local-time/--no-legacy-local-time",
+            help="Whether the project was made before 2023: its days and times are those of its time zone.",
+        ),
+    ] = None,
+    profiles_where: Annotated[
+        str | None, typer.Option(metavar="EXPRESSION", help="With profiles: only those that match; the others stay.")
+    ] = None,
+    profiles_cohort: Annotated[
+        int | None, typer.Option(metavar="ID", help="With profiles: only those in this cohort; the others stay.")
+    ] = None,
+    profiles_property: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="With profiles: only this property, into profiles_partial; may be repeated."),
+    ] = None,
+    profiles_since: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAY|last",
+            help="With profiles: only those whose $last_seen is not before; last goes on from the last load. It misses"
+            " deleted profiles, and updates that leave $last_seen as it is.",
+            autocompletion=one_of("last"),
+        ),
+    ] = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="With group_profiles: the data_group_id of a group type; may be repeated."),
+    ] = None,
+    cohort: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", help="With cohort_members: only this cohort; may be repeated."),
+    ] = None,
+    typed_tables: Annotated[
+        bool | None,
+        typer.Option(
+            "--typed-tables/--no-typed-tables",
+            help="Whether each event's table with a column for each property is kept in step.  [default: yes]",
+        ),
+    ] = None,
+    history: Annotated[
+        bool,
+        typer.Option("--history", help="With profiles or cohort_members: keep what was, in a table of its own."),
+    ] = False,
+) -> None:
+    """Load events and profiles into the DuckDB file, or the tables that are named.
+
+    Without dates it goes on from what is loaded: every day that is missing or not settled yet, up to yesterday.
+    With --from it loads the days of the range that are not complete, so that a stopped load goes on where it stopped.
+    The same holds for the days of each report of segmentation, event_counts, funnel_steps and retention_cohorts.
+
+    \b
+    mpload load --from 2024-01-01 --to 2024-01-31
+    mpload load events --event 'Sign Up' --event 'Purchase' --from 2024-01-01
+    mpload load profiles --profiles-where 'properties["plan"] == "pro"'
+    mpload load cohort_members --cohort 501 --history
+    mpload load segmentation funnel_steps --from 2024-01-01
+    """
+    from mixpanel_source.cli.progress import LoadDisplay
+    from mixpanel_source.engage import MembersAsked, ProfilesAsked
+    from mixpanel_source.exports import EventFilter
+    from mixpanel_source.load import DEFAULT_RESOURCES, RESOURCES, WITH_DAYS, dates_of
+    from mixpanel_source.load import load as load_tables
+    from mixpanel_source.project import parse_day, parse_since, project_of
+
+    days = (
+        ("--from", from_date),
+        ("--to", to_date),
+        ("--start-date", start_date),
+        ("--profiles-since", profiles_since),
+    )
+    wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
+    _refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
+    _refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
+    names = resources or DEFAULT_RESOURCES
+    _refuse_without(names, ("--event", event), ("--where", where), resources=("events",))
+    of_profiles = (
+        ("--profiles-where", profiles_where),
+        ("--profiles-cohort", profiles_cohort),
+        ("--profiles-property", profiles_property),
+        ("--profiles-since", profiles_since),
+    )
+    # A part of what would be loaded as a whole: that has to be meant.
+    _refuse_without(resources or (), *of_profiles, resources=("profiles",))
+    _refuse_without(resources or (), ("--group", group), resources=("group_profiles",))
+    _refuse_without(resources or (), ("--cohort", cohort), resources=("cohort_members",))
+    _refuse_without(resources or (), ("--history", history or None), resources=("profiles", "cohort_members"))
+    account = options.find_account()
+    display = LoadDisplay(options.quiet)
+    project = project_of(
+        account,
+        start_date=parse_day("--start-date", start_date),
+        lookback_days=lookback_days,
+        max_rejected=max_rejected,
+        window_days=window_days,
+        project_timezone=project_timezone,
+        legacy_local_time=legacy_local_time,
+        wait=not no_wait,
+        on_wait=display.waiting,
+        data_group_ids=group or None,
+        typed_tables=typed_tables,
+    )
+    asked = dates_of(project, from_date, to_date, refresh, names)
+    profiles = ProfilesAsked(
+        profiles_where,
+        tuple(profiles_property or ()),
+        profiles_cohort,
+        parse_since("--profiles-since", profiles_since),
+        history and "profiles" in names,
+    )
+    database = options.find_database(account)
+    without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
+    if without_days and (from_date or to_date):
+        options.say(f"the dates do not apply to {', '.join(without_days)}: loaded as they are now")
+    if not no_wait:
+        display.ledger = project.ledger()
+    with display.shown():
+        result = load_tables(
+            project,
+            database,
+            names,
+            asked=asked,
+            filter_=EventFilter(tuple(event or ()), where),
+            profiles=profiles,
+            members=MembersAsked(tuple(cohort or ()), history),
+            progress=display,
+        )
+    for warning in result.warnings:
+        options.say(f"warning: {warning}")
+    write_records(
+        [
+            {
+                "table": table.table,
+                "rows": table.rows,
+                "days": table.days if table.table in WITH_DAYS else None,
+                "seconds": round(table.seconds, 1),
+                "error": None if table.error is None else redacted(table.error.message),
+            }
+            for table in result.tables
+        ],
+        options.output,
+    )
+    if result.error is not None:
+        raise result.error
+    loaded = [
+        table for table in result.tables if not table.is_left_out and (table.days or table.table not in WITH_DAYS)
+    ]
+    idle = [
+        table.table for table in result.tables if table.table in WITH_DAYS and not (table.days or table.is_left_out)
+    ]
+    if idle:
+        news = f"no new {', '.join(idle)}" if loaded else "nothing new"
+        options.say(f"{news}: every day asked for is there and complete")
+    if loaded:
+        options.say(f"loaded into {database}")
+
+
+def _refuse_empty(*given: tuple[str, str | None]) -> None:
+    """An empty value is a variable of the shell's that is not set, and not the same as an option left out."""
+    for flag, value in given:
+        if value == "":
+            raise ConfigError(f"{flag} is empty", hint="give it a value, or leave it out")
+
+
+def _refuse_without(names: Sequence[str], *given: tuple[str, object], resources: Sequence[str]) -> None:
+    """An option of `resources` that none of `names` takes would change nothing."""
+    for flag, value in given:
+        if value not in (None, []) and not set(resources) & set(names):
+            raise ConfigError(
+                f"{flag} goes with {' or '.join(resources)}, which this load does not name",
+                hint=f"mpload load {resources[0]} {flag} ...",
+            )
