@@ -198,16 +198,22 @@ class MixpanelClient:
         data_group_id: str | int | None = None,
         distinct_id: str | None = None,
         distinct_ids: Sequence[str] | None = None,
+        behaviors: Sequence[Mapping[str, Any]] | None = None,
+        as_of_timestamp: int | None = None,
         page_size: int | None = None,
         on_page: Callable[[int, int | None], None] | None = None,
     ) -> bodies.ProfilePages:
         """The pages of one complete walk over the profiles. Mixpanel docs: Query Profiles (reference/engage-query).
 
         A walk that breaks starts again from page 0 with a new session, as the order differs between sessions.
-        `on_page` is told (profiles so far, total or None). Raises `IncompleteExportError` if no walk was complete.
+        `behaviors` name what users did, for `where` to speak of; with more than a page of profiles they need
+        `as_of_timestamp`, in epoch seconds. `on_page` is told (profiles so far, total or None). Raises
+        `IncompleteExportError` if no walk was complete.
         """
         if include_all_users is not None and filter_by_cohort is None:
             raise ConfigError("include_all_users goes with filter_by_cohort only")
+        if behaviors is not None and filter_by_cohort is not None:
+            raise ConfigError("either behaviors or filter_by_cohort, and not both")
         form: dict[str, str] = {}
         if where is not None:
             form["where"] = where
@@ -224,6 +230,10 @@ class MixpanelClient:
             form["distinct_id"] = distinct_id
         if distinct_ids is not None:
             form["distinct_ids"] = compact(list(distinct_ids))
+        if behaviors is not None:
+            form["behaviors"] = compact([dict(behavior) for behavior in behaviors])
+        if as_of_timestamp is not None:
+            form["as_of_timestamp"] = str(as_of_timestamp)
         if page_size is not None:
             form["page_size"] = str(page_size)
 

@@ -135,32 +135,13 @@ def sent(mock: Mock) -> list[dict[str, list[str]]]:
 # --- requests as they are sent
 
 
-def test_an_export_asks_for_the_window_in_milliseconds_and_gzip_only(make: Make, mock: Mock) -> None:
+def test_an_export_takes_gzip_and_its_own_time(make: Make, mock: Mock) -> None:
     mock.get(EXPORT, **zipped(ROWS))
-    window = Window(date(2024, 3, 1), date(2024, 3, 5))
-    body = make().export(window, events=["Sign up", 'Qu"ote'], where='properties["a"] == 1', limit=10)
-    assert text_of(body) == ROWS
-    assert sent(mock) == [
-        {
-            "project_id": ["12345"],
-            "from_date": ["2024-03-01"],
-            "to_date": ["2024-03-05"],
-            "time_in_ms": ["true"],
-            "event": ['["Sign up","Qu\\"ote"]'],
-            "where": ['properties["a"] == 1'],
-            "limit": ["10"],
-        }
-    ]
+    assert text_of(make().export(DAY)) == ROWS
     request = mock.request_history[0]
     assert request.headers["Accept-Encoding"] == "gzip"
     assert request.headers["Authorization"] == Credentials("user", PLANTED, "1", "us").authorization()
     assert str(request.timeout) == "(30.0, 300.0)"
-
-
-def test_an_export_of_all_events_names_none(make: Make, mock: Mock) -> None:
-    mock.get(EXPORT, **zipped(ROWS))
-    make().export(DAY).close()
-    assert set(sent(mock)[0]) == {"project_id", "from_date", "to_date", "time_in_ms"}
 
 
 @pytest.mark.parametrize("events", [[], "Sign up"])
@@ -184,26 +165,6 @@ def test_every_region_has_its_hosts(region: str, export: str, query: str, make: 
     client.export(DAY).close()
     client.request_json("query", "POST", "/api/query/funnels")
     assert [request.hostname for request in mock.request_history] == [export, query]
-
-
-def test_the_workspace_goes_to_the_query_api_and_never_to_the_export(make: Make, mock: Mock) -> None:
-    mock.get(EXPORT, **zipped(b""))
-    mock.get(FUNNELS, json={})
-    mock.get("https://mixpanel.com/api/app/me", json={"status": "ok", "results": {}})
-    client = make(Credentials("user", PLANTED, "12345", "us", workspace_id="9"))
-    client.export(DAY).close()
-    client.request_json("query", "GET", "/api/query/funnels", {"funnel_id": 7})
-    assert client.me() == {"status": "ok", "results": {}}
-    export, funnels, me = sent(mock)
-    assert "workspace_id" not in export
-    assert funnels == {"project_id": ["12345"], "workspace_id": ["9"], "funnel_id": ["7"]}
-    assert me == {}
-
-
-def test_data_is_sent_as_a_form(make: Make, mock: Mock) -> None:
-    mock.post(FUNNELS, json=[1])
-    assert make().request_json("query", "POST", "/api/query/funnels", data={"a": "b c", "n": 1}) == [1]
-    assert mock.request_history[0].text == "a=b+c&n=1"
 
 
 def test_netrc_and_cookies_do_not_change_who_we_are(
@@ -1028,32 +989,6 @@ def test_a_project_without_profiles_has_one_empty_page(make: Make, mock: Mock) -
     mock.post(ENGAGE, json=page(0, [], total=0))
     with make().profiles() as pages:
         assert (ids_of(pages), pages.profiles, pages.total) == ([], 0, 0)
-
-
-def test_every_way_to_narrow_profiles_is_sent_as_documented(make: Make, mock: Mock) -> None:
-    mock.post(ENGAGE, json=page(0, []))
-    make().profiles(
-        output_properties=["$email", "é"],
-        filter_by_cohort=7,
-        include_all_users=False,
-        data_group_id=-1405123456789012345,
-        distinct_id="x",
-        distinct_ids=["a", "b"],
-        page_size=500,
-    ).close()
-    assert forms(mock) == [
-        {
-            "output_properties": '["$email","\\u00e9"]',
-            "filter_by_cohort": '{"id":7}',
-            "include_all_users": "false",
-            "data_group_id": "-1405123456789012345",
-            "distinct_id": "x",
-            "distinct_ids": '["a","b"]',
-            "page_size": "500",
-        }
-    ]
-    with pytest.raises(ConfigError):
-        make().profiles(include_all_users=True)
 
 
 def test_an_expired_session_starts_the_walk_again_and_drops_what_came(make: Make, mock: Mock, clock: Clock) -> None:

@@ -357,43 +357,6 @@ def test_a_script_may_take_two_minutes(mocked: Reports, mock: Any) -> None:
 # --- what is sent, and what is not
 
 
-def test_every_documented_parameter_is_sent_and_no_other(mocked: Reports, mock: Any) -> None:
-    mock.get(f"{ROOT}/retention", json={})
-    mocked.retention(
-        "2024-03-01",
-        "2024-03-02",
-        born_event="Jöin",
-        event="Use",
-        retention_type="birth",
-        born_where="w1",
-        where="w2",
-        interval=3,
-        interval_count=2,
-        unbounded_retention=False,
-        on='properties["os"]',
-        limit=4,
-    )
-    assert mock.last_request.qs == {
-        "project_id": ["7"],
-        "workspace_id": ["9"],
-        "from_date": ["2024-03-01"],
-        "to_date": ["2024-03-02"],
-        "born_event": ["jöin"],
-        "event": ["use"],
-        "retention_type": ["birth"],
-        "born_where": ["w1"],
-        "where": ["w2"],
-        "interval": ["3"],
-        "interval_count": ["2"],
-        "unbounded_retention": ["false"],
-        "on": ['properties["os"]'],
-        "limit": ["4"],
-    }
-    mock.get(f"{ROOT}/segmentation", json={"data": {"series": [], "values": {}}})
-    mocked.segmentation("A", "2024-03-01", "2024-03-02")
-    assert mock.last_request.qs.keys() == {"project_id", "workspace_id", "event", "from_date", "to_date"}
-
-
 @pytest.mark.parametrize(
     ("on", "sent"),
     [

@@ -164,6 +164,8 @@ def test_me_tells_the_time_zone_of_the_project(serve: Serve, http: requests.Sess
         ({"limit": "100001"}, 400, "Error in limit"),
         ({"limit": "-1"}, 400, "Error in limit"),
         ({"time_in_ms": "yes"}, 400, "Error in time_in_ms"),
+        ({"time_in_ms": "True"}, 400, "Error in time_in_ms"),
+        ({"limit": ""}, 400, "Error in limit"),
         ({"where": 'properties["n"] =='}, 400, "Invalid expression in where"),
         ({"where": 'properties["n"] and true'}, 400, "Invalid expression in where"),
         ({"fromDate": "2024-03-05"}, 400, "Unknown parameter: fromDate"),
@@ -679,10 +681,53 @@ def test_engage_chooses_profiles_and_properties(serve: Serve, http: requests.Ses
         {"distinct_ids": "a"},
         {"page_size": "0"},
         {"where": "("},
-        {"behaviors": "[]"},
         {"data_group_id": "x"},
     ):
         assert engage(http, url, **wrong).status_code == 400
+
+
+def test_engage_counts_what_users_did_within_a_window(serve: Serve, http: requests.Session) -> None:
+    sandbox, url = serve(now=NOON)
+    sandbox.set_profiles([{"$distinct_id": name, "$properties": {}} for name in "abc"])
+    noon_ms = round(NOON.timestamp() * 1000)
+    for user, name, days_ago in (("a", "Buy", 0), ("a", "Buy", 2), ("b", "Buy", 5), ("b", "Look", 1), ("c", "Look", 0)):
+        properties = {"time": noon_ms - days_ago * 86_400_000, "distinct_id": user}
+        sandbox.add_events([{"event": name, "properties": properties}])
+    bought = {"window": "3d", "name": "b1", "event_selectors": [{"event": "Buy"}]}
+    did = {"window": "2d", "name": "b2", "event_selectors": [{"event": "Buy"}, {"event": "Look"}]}
+
+    def ids(where: str, *behaviors: Any, **params: str) -> list[str]:
+        answer = engage(http, url, where=where, behaviors=json.dumps(behaviors), **params)
+        return [row["$distinct_id"] for row in answer.json()["results"]]
+
+    assert ids('(behaviors["b1"] > 1)', bought) == ["a"]
+    assert ids('behaviors["b1"] == 0', bought) == ["b", "c"]
+    assert ids('behaviors["b2"] == 1', bought, did) == ["a", "b", "c"]
+    assert ids('behaviors["b3"] == 0', bought) == []
+    four_days_ago = str(noon_ms // 1000 - 4 * 86_400)
+    assert ids('behaviors["b1"] > 0', bought, as_of_timestamp=four_days_ago) == ["b"]
+    assert ids('behaviors["b1"] > 0', bought, as_of_timestamp="99999999999") == ["a"]
+    first = engage(http, url, behaviors="[]", page_size="1")
+    page = {"behaviors": "[]", "page_size": "1", "page": "1"}
+    refused = engage(http, url, **page, session_id=first.json()["session_id"])
+    assert (refused.status_code, refused.json()["error"]) == (400, "request for page in uncached query for params")
+    first = engage(http, url, behaviors="[]", page_size="1", as_of_timestamp=four_days_ago)
+    second = engage(http, url, **page, as_of_timestamp=four_days_ago, session_id=first.json()["session_id"])
+    assert [row["$distinct_id"] for row in second.json()["results"]] == ["b"]
+    sandbox.set_cohorts([{"id": 7, "members": ["b"]}])
+    for wrong in (
+        {"behaviors": "b1"},
+        {"behaviors": ""},
+        {"behaviors": json.dumps(bought)},
+        {"behaviors": json.dumps([{**bought, "window": "3 days"}])},
+        {"behaviors": json.dumps([{"window": "3d", "name": "b1"}])},
+        {"behaviors": json.dumps([{**bought, "event_selectors": [{"event": ["Buy"]}]}])},
+        {"behaviors": "[]", "filter_by_cohort": '{"id":7}'},
+        {"behaviors": "[]", "as_of_timestamp": "now"},
+        {"behaviors": "[]", "as_of_timestamp": "9" * 18},
+    ):
+        refused = engage(http, url, **wrong)
+        assert refused.status_code == 400, wrong
 
 
 # Faults

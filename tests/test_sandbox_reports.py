@@ -653,6 +653,12 @@ def test_a_required_parameter_has_to_be_there(refusing: str, http: requests.Sess
         assert (refused.status_code, refused.json()["error"]) == (400, f"{name} is a required parameter")
 
 
+def test_what_stands_in_the_body_of_a_get_is_not_asked_for(refusing: str, http: requests.Session) -> None:
+    url, asked = f"{refusing}/api/query/segmentation?project_id=1", {"event": "A", **SPAN}
+    for refused in (http.get(url, data=asked), http.get(url, json=asked)):
+        assert (refused.status_code, refused.json()["error"]) == (400, "event is a required parameter")
+
+
 @pytest.mark.parametrize("path", DATED)
 @pytest.mark.parametrize(
     ("changes", "status", "text"),
@@ -679,6 +685,10 @@ def test_wrong_dates_are_refused(
         ("engage", {"filter_by_cohort": '{"id":1}'}, 400),
         ("engage", {"filter_by_cohort": '{"id":1,"x":2}'}, 400),
         ("engage", {"include_all_users": "maybe"}, 400),
+        ("engage", {"include_all_users": "True"}, 400),
+        ("engage", {"include_all_users": "1"}, 400),
+        ("engage", {"page": ""}, 400),
+        ("engage", {"page": "1.0"}, 400),
         ("engage", {"data_group_id": "1e5"}, 400),
         ("engage", {"data_group_id": "9223372036854775808"}, 400),
         ("engage", {"as_of_timestamp": "now"}, 400),
@@ -701,6 +711,10 @@ def test_wrong_dates_are_refused(
         ("segmentation", {"interval": "2"}, 400),
         ("segmentation", {"interval": "2", "type": "unique", "unit": "day"}, 400),
         ("segmentation", {"format": "json"}, 400),
+        ("segmentation", {"format": ""}, 400),
+        ("segmentation", {"unit": ""}, 400),
+        ("segmentation", {"limit": ""}, 400),
+        ("segmentation", {"limit": "+3"}, 400),
         ("segmentation", {"format": "csv"}, 400),
         ("segmentation/numeric", {"unit": "minute"}, 400),
         ("segmentation/numeric", {"type": "x"}, 400),
@@ -736,6 +750,8 @@ def test_wrong_dates_are_refused(
         ("retention", {"interval": "91"}, 400),
         ("retention", {"interval_count": "x"}, 400),
         ("retention", {"unbounded_retention": "2"}, 400),
+        ("retention", {"unbounded_retention": "True"}, 400),
+        ("retention", {"unbounded_retention": ""}, 400),
         ("retention", {"born_where": "("}, 400),
         ("retention", {"where": "("}, 400),
         ("retention", {"on": "("}, 400),

@@ -1,18 +1,21 @@
 """Profiles, page by page: /api/query/engage. Mixpanel docs: Query Profiles.
 
-`total` on page 0 only, `page_size`, and the 400 for a page without its session are what clients report.
+`total` on page 0 only, `page_size`, `behaviors` as a JSON list, and the 400 for a page without its session, or of
+`behaviors` without `as_of_timestamp`, are what clients report.
 """
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from . import parameters
+from .counting import events_between
 from .data import Block
 from .expressions import Row
 from .lines import dump
@@ -36,6 +39,7 @@ PARAMS = frozenset(
         "filter_by_cohort",
         "include_all_users",
         "data_group_id",
+        "behaviors",
         "as_of_timestamp",
     }
 )
@@ -46,6 +50,7 @@ MAX_DISTINCT_IDS = 2000
 
 _MAX_SESSIONS = 1000
 _INT64 = range(-(2**63), 2**63)
+_WINDOW = re.compile("([0-9]{1,5})d")
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ def engage(sandbox: Sandbox, call: Call) -> Reply:
     page = parameters.whole(params, "page", 0, least=0)
     session_id = params.get("session_id", "")
     query = _query(params)
+    if page and "behaviors" in params and "as_of_timestamp" not in params:
+        raise ApiError(400, UNCACHED)
     if page == 0 and not session_id:
         page_size = parameters.whole(params, "page_size", sandbox.page_size)
         rows = _rows(sandbox, params)
@@ -132,11 +139,12 @@ def _rows(sandbox: Sandbox, params: Mapping[str, str]) -> list[bytes]:
     members = _members(sandbox, params)
     include_all = parameters.truth(params, "include_all_users", default=True)
     data_group_id = _data_group_id(params)
-    parameters.whole(params, "as_of_timestamp", None)
+    behaviors = _behaviors(sandbox, params)
     wanted = [set(some) for some in (ids, members) if some is not None]
 
     def keep(distinct_id: str, properties: Mapping[str, Any]) -> bool:
-        return all(distinct_id in some for some in wanted) and (where is None or where(Row(properties)))
+        done = {name: counts[distinct_id] for name, counts in behaviors.items()}
+        return all(distinct_id in some for some in wanted) and (where is None or where(Row(properties, behaviors=done)))
 
     rows = sandbox.profiles.rows(data_group_id, keep if wanted or where else None, output_properties)
     if members is None or where is not None or not include_all:
@@ -161,6 +169,46 @@ def _members(sandbox: Sandbox, params: Mapping[str, str]) -> list[str] | None:
         # What a deleted cohort answers is not known.
         raise ApiError(400, "filter_by_cohort: no such cohort")
     return cohort.members
+
+
+def _behaviors(sandbox: Sandbox, params: Mapping[str, str]) -> dict[str, Counter[str]]:
+    """How often each user did what each behavior names, in its window of days up to `as_of_timestamp`, else now.
+
+    A window in other units, and more in a selector than the event's name, are not known here.
+    """
+    as_of = parameters.whole(params, "as_of_timestamp", None)
+    if "behaviors" not in params:
+        return {}
+    if params.get("filter_by_cohort"):
+        raise ApiError(400, "give either behaviors or filter_by_cohort")
+    asked = parameters.json_value(params["behaviors"], "behaviors")
+    if not isinstance(asked, list):
+        raise ApiError(400, "Invalid JSON Format: behaviors")
+    try:
+        now = sandbox.current_time()
+        until = now if as_of is None else min(now, datetime.fromtimestamp(as_of, UTC))
+        wall = until.astimezone(sandbox.local_time.zone).replace(tzinfo=None)
+        named = {
+            str(one["name"]): (
+                wall - _window(one["window"]),
+                {selector["event"] for selector in one["event_selectors"]},
+            )
+            for one in asked
+        }
+    except (TypeError, KeyError, ValueError, OverflowError, OSError):
+        raise ApiError(400, "behaviors: not a JSON array of objects with window, name and event_selectors") from None
+    events = events_between(sandbox, min((start for start, _ in named.values()), default=wall).date(), wall.date())
+    return {
+        name: Counter(event.distinct_id for event in events if event.name in names and start < event.wall <= wall)
+        for name, (start, names) in named.items()
+    }
+
+
+def _window(text: str) -> timedelta:
+    found = _WINDOW.fullmatch(text)
+    if found is None:
+        raise ValueError(text)
+    return timedelta(days=int(found[1]))
 
 
 def _data_group_id(params: Mapping[str, str]) -> str | None:

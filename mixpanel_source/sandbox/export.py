@@ -59,7 +59,7 @@ def is_quick(sandbox: Sandbox, call: Call) -> bool:
     if days[0] != days[1] or not call.params.keys().isdisjoint({"where", "event", "limit"}):
         return False
     try:
-        return sandbox.events.is_ready(date.fromisoformat(days[0]), call.params.get("time_in_ms", "").lower() == "true")
+        return sandbox.events.is_ready(date.fromisoformat(days[0]), call.params.get("time_in_ms") == "true")
     except ValueError:
         return True
 

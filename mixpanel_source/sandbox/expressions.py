@@ -1,8 +1,8 @@
 """Mixpanel's expression language, for `where` and `on`.
 
 Grammar and rules: Mixpanel docs, Segmentation Expressions. Strings compare by their order too, as clients rely on for
-`$last_seen`. `any` and a single `=` are in Mixpanel's own export script (Mixpanel docs: Hot Shard Limits). Left out:
-`behaviors`, `has_prefix`.
+`$last_seen`. `any` and a single `=` are in Mixpanel's own export script (Mixpanel docs: Hot Shard Limits); `behaviors`
+in those of clients that query profiles. Left out: `has_prefix`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ Properties = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What an expression speaks of: an event or a profile, the profile of the event's user, what `any` has bound."""
+    """What an expression speaks of: an event or a profile, the profile of the event's user, what `any` has bound, how
+    often the profile's user did what each of the `behaviors` names."""
 
     properties: Properties
     user: Callable[[], Properties] = dict
     bound: Mapping[str, Any] = field(default_factory=dict)
+    behaviors: Mapping[str, int] = field(default_factory=dict)
 
 
 Expression = Callable[[Row], Any]
@@ -276,6 +278,7 @@ _REFERENCES: dict[str, Callable[[Row, Any], Any]] = {
     "properties": _own_property,
     "event": _event_field,
     "user": lambda row, key: _property(row.user(), key),
+    "behaviors": lambda row, key: _property(row.behaviors, key),
 }
 
 

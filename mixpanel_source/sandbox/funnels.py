@@ -61,7 +61,7 @@ def funnel(sandbox: Sandbox, call: Call) -> Reply:
     params = call.params
     number = parameters.number(params, "funnel_id")
     from_day, to_day = parameters.days(sandbox, params)
-    if params.get("interval") and params.get("unit"):
+    if params.keys() >= {"interval", "unit"}:
         raise ApiError(400, "give either interval or unit")
     unit = parameters.choice(params, "unit", ("day", "week", "month"), "day")
     interval = parameters.whole(params, "interval", 1)

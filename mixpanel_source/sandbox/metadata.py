@@ -106,7 +106,7 @@ def schema(sandbox: Sandbox, call: Call) -> Reply:
 def bookmarks(sandbox: Sandbox, call: Call) -> Reply:
     """Saved reports, without what is in them; v=2 nests them twice, as a known client has it."""
     version = parameters.choice(call.params, "v", ("1", "2"), "1")
-    kind = parameters.choice(call.params, "type", BOOKMARK_TYPES) if call.params.get("type") else None
+    kind = parameters.choice(call.params, "type", BOOKMARK_TYPES) if "type" in call.params else None
     usual = {
         "name": "",
         "type": "insights",

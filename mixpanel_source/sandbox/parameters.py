@@ -1,7 +1,7 @@
 """The parameters of a request, read and checked. One that is missing, of another type or out of bounds is a 400.
 
-An empty value counts as none. The texts of most refusals are not known; those in quotes in the docs and in reports of
-clients are as quoted there.
+An empty text counts as none; an empty number, truth or choice is one of another type. The texts of most refusals are
+not known; those in quotes in the docs and in reports of clients are as quoted there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Test = Callable[[Row], bool]
 Value = Callable[[Row], Any]
 
 _FIRST_YEAR = 2000
-_TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_TRUTHS = {"true": True, "false": False}
+"""As a specification has them: not True, which is what Python makes of it, nor 1."""
 
 
 def text(params: Params, name: str) -> str:
@@ -76,18 +77,17 @@ def project_today(sandbox: Sandbox) -> date:
 
 
 def truth(params: Params, name: str, default: bool = False) -> bool:
-    given = params.get(name)
-    if not given:
+    if name not in params:
         return default
-    if given.lower() not in _TRUTHS:
+    if params[name] not in _TRUTHS:
         raise ApiError(400, f"Error in {name}: not a boolean")
-    return _TRUTHS[given.lower()]
+    return _TRUTHS[params[name]]
 
 
 def whole(params: Params, name: str, default: T, least: int = 1, most: int | None = None) -> int | T:
     """A whole number; with a default of None, None where it is not given."""
     given = params.get(name)
-    if not given:
+    if given is None:
         return default
     if not re.fullmatch("[0-9]{1,18}", given) or int(given) < least or (most is not None and int(given) > most):
         raise ApiError(400, f"Error in {name}: not a whole number from {least}{'' if most is None else f' to {most}'}")
@@ -102,7 +102,7 @@ def number(params: Params, name: str) -> int:
 
 def choice(params: Params, name: str, choices: Sequence[str], default: str | None = None) -> str:
     """One of an enum's values; required without a default."""
-    given = params.get(name) or default or text(params, name)
+    given = text(params, name) if default is None else params.get(name, default)
     if given not in choices:
         raise ApiError(400, f"Error in {name}: {given!r} is none of {', '.join(choices)}")
     return given

@@ -41,7 +41,7 @@ def retention(sandbox: Sandbox, call: Call) -> Reply:
     docs say so of funnels only.
     """
     params = call.params
-    if params.get("unit") and params.get("interval"):
+    if params.keys() >= {"interval", "unit"}:
         # Not in the docs; a client has met it.
         raise ApiError(500)
     kind = parameters.choice(params, "retention_type", ("birth", "compounded"), "birth")

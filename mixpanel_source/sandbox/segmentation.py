@@ -37,7 +37,7 @@ def segmentation(sandbox: Sandbox, call: Call) -> Reply:
     kind = parameters.choice(params, "type", TYPES, "general")
     limit = parameters.whole(params, "limit", DEFAULT_LIMIT, most=MAX_LIMIT)
     interval = parameters.whole(params, "interval", None)
-    if interval is not None and (params.get("unit") or kind == "general"):
+    if interval is not None and ("unit" in params or kind == "general"):
         raise ApiError(400, "interval stands in for unit, where type is not general")
     refuse_csv(params, ("csv",))
     on = parameters.value(params)
@@ -81,7 +81,7 @@ def average(sandbox: Sandbox, call: Call) -> Reply:
 
 def refuse_csv(params: parameters.Params, formats: tuple[str, ...]) -> None:
     """What Mixpanel's CSV looks like is not known, so that none is served."""
-    if params.get("format") and parameters.choice(params, "format", formats) == "csv":
+    if "format" in params and parameters.choice(params, "format", formats) == "csv":
         raise ApiError(400, "the sandbox does not serve format=csv")
 
 
