@@ -35,12 +35,14 @@ from mixpanel_source.fetch import fetch_events, fetch_profiles
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.report_questions import questions_of
 from mixpanel_source.reports import Reports
 from mixpanel_source.resources.cohort_members import cohort_members
 from mixpanel_source.resources.events import events
 from mixpanel_source.resources.group_profiles import group_profiles
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles
+from mixpanel_source.resources.report_tables import report_table
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.windows import DateRange, Window
 
@@ -142,6 +144,10 @@ class Loads:
 
     def listing(self, table: str) -> list[Any]:
         return list(listing_resource(LISTINGS[table], lambda: self._project))
+
+    def report_table(self, bookmark_id: int) -> list[Any]:
+        questions = questions_of("insights", [{"report": "a", "bookmark_id": bookmark_id}])
+        return list(report_table(lambda: replace(self._project, questions=questions), "insights"))
 
     def fetch_events(self) -> None:
         fetch_events(self._project, self._database, "snapshot", from_date=FIRST, to_date=FIRST)
@@ -737,6 +743,7 @@ CASES: Sequence[Case] = (
     _case("Loads.group_profiles", "least", {"data_group_ids": [GROUP_ID]}, *_pages(data_group_id=GROUP_ID)),
     _case("Loads.cohort_members", "least", {}, _post("cohorts/list", None), *_pages(**_MEMBERS)),
     _case("Loads.listing", "least", {"table": "funnels"}, _get("funnels/list")),
+    _case("Loads.report_table", "least", {"bookmark_id": 5}, _get("insights", bookmark_id="5")),
     _case("Loads.fetch_events", "least", {}, _export(to_date="2024-03-01")),
     _case("Loads.fetch_profiles", "all", {"where": WHERE}, *_pages(where=WHERE)),
     _case("Loads.check_account", "least", {}, _app("me"), _NOBODY),
