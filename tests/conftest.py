@@ -91,7 +91,7 @@ def clock(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Clock:
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return told.now.astimezone(tz)
 
-    for module in ("mixpanel_source.project", "mixpanel_source.exports"):
+    for module in ("mixpanel_source.project", "mixpanel_source.exports", "mixpanel_source.day_counts"):
         monkeypatch.setattr(import_module(module), "datetime", Frozen)
     return told
 

@@ -45,6 +45,12 @@ def _six_days(sandbox: Sandbox) -> None:
 
 
 @pytest.fixture
+def project(project: Project) -> Project:
+    """Each day is an export of its own."""
+    return replace(project, window_days=1)
+
+
+@pytest.fixture
 def small_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each day is a load package of its own."""
     monkeypatch.setattr(LOAD, "PackageLimits", lambda: PackageLimits(bytes=1))
