@@ -51,13 +51,14 @@ class ExportBody(Closing):
     """An export that came whole, in a file of its own until it is closed."""
 
     def __init__(
-        self, spool: Spool, encoding: str, compressed_bytes: int, decompressed_bytes: int, *, attempts: int
+        self, spool: Spool, encoding: str, compressed_bytes: int, decompressed_bytes: int, lines: int, *, attempts: int
     ) -> None:
         self._spool = spool
         self._encoding = encoding
         self.compressed_bytes = compressed_bytes
         """Size as it was sent."""
         self.decompressed_bytes = decompressed_bytes
+        self.lines = lines
         self.attempts = attempts
         """Requests it took, this one included."""
 
@@ -206,12 +207,15 @@ class LineWatch:
         self._tail_bytes = 0
         self._last = b""
         self._lines = 0
+        self.count = 0
+        """Of all lines, blank ones included."""
 
     def feed(self, piece: bytes) -> None:
         first_end = piece.find(b"\n")
         if first_end < 0:
             self._add_to_tail(piece)
             return
+        self.count += piece.count(b"\n")
         self._add_to_tail(piece[:first_end])
         self._see(b"".join(self._tail))
         last_end = piece.rfind(b"\n")
@@ -229,6 +233,7 @@ class LineWatch:
     def finish(self) -> None:
         tail = b"".join(self._tail).strip(_SPACE)
         if tail:
+            self.count += 1
             self._see(tail)
             if not _is_object(tail):
                 raise CutError(f"its last line is not whole: {_excerpt(tail, end=True)}")

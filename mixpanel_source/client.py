@@ -158,7 +158,7 @@ class MixpanelClient:
         """The window's events, spooled to disk and checked to be whole. Mixpanel docs: Download Data.
 
         `on_bytes` is told the bytes received so far, compressed; a retry starts again from 0. Raises
-        `IncompleteExportError` if no attempt came whole.
+        `IncompleteExportError` if no attempt came whole; it and `ServerError` tell of the attempts.
         """
         params: dict[str, str] = {
             "project_id": self.credentials.project_id,
@@ -186,7 +186,11 @@ class MixpanelClient:
                 raise
             return bodies.ExportBody(spool, *received, attempts=call.attempts)
 
-        return self._hand_out(self._retrying(call, download))
+        try:
+            return self._hand_out(self._retrying(call, download))
+        except (IncompleteExportError, ServerError) as error:
+            error.attempts = call.attempts
+            raise
 
     def profiles(
         self,
@@ -416,7 +420,9 @@ class MixpanelClient:
             return _FailedError(ServerError(message, hint=hint))
         if isinstance(error, requests.exceptions.InvalidProxyURL):
             return _FailedError(ConfigError(message, hint="look at HTTPS_PROXY and NO_PROXY"))
-        return _FailedError(ServerError(message, hint="check the network, and try again later"), retry=True)
+        is_slow = isinstance(error, requests.exceptions.ReadTimeout)
+        hint = "check the network, and try again later"
+        return _FailedError(ServerError(message, hint=hint, is_slow=is_slow), retry=True)
 
     def _open_session(self) -> requests.Session:
         with self._lock:
@@ -457,10 +463,12 @@ class MixpanelClient:
             retry_after_s = transport.retry_after(response.headers.get("Retry-After"), self._clock())
             if retry_after_s is not None and retry_after_s > settings.BACKOFF_MAX_S:
                 retry_after_s = None
-            error = ServerError(message, hint="Mixpanel has a problem: try again later")
+            is_slow = status in (408, 504)
+            error = ServerError(message, hint="Mixpanel has a problem: try again later", is_slow=is_slow)
             return _FailedError(error, retry=True, retry_after_s=retry_after_s)
         if status == 400 and _TIMED_OUT.fullmatch(low):
-            return _FailedError(ServerError(message, hint="ask for less at once, or try again later"), retry=True)
+            hint = "ask for less at once, or try again later"
+            return _FailedError(ServerError(message, hint=hint, is_slow=True), retry=True)
         if status == 402 or "date range exceeds" in low or "your plan" in low:
             hint = "the project's Mixpanel plan does not include this"
             return _FailedError(PlanError(message, hint=hint, status=status))
@@ -530,8 +538,8 @@ class MixpanelClient:
 
     def _spool_export(
         self, response: requests.Response, call: _Call, spool: bodies.Spool, on_bytes: Callable[[int], None] | None
-    ) -> tuple[str, int, int]:
-        """(content encoding, bytes as sent, bytes decompressed) of an export that is whole, now in `spool`."""
+    ) -> tuple[str, int, int, int]:
+        """(content encoding, bytes as sent, bytes decompressed, lines) of an export that is whole, now in `spool`."""
         if on_bytes is not None:
             on_bytes(0)
         received = 0
@@ -554,7 +562,7 @@ class MixpanelClient:
         except bodies.CutError as cut:
             problem, retry = self._clean(str(cut)), cut.retry
         else:
-            return encoding, received, inflater.decompressed_bytes
+            return encoding, received, inflater.decompressed_bytes, lines.count
         error = IncompleteExportError(
             f"{call} did not come whole: {problem}", hint="try again, or ask for fewer days or events at once"
         )

@@ -5,19 +5,38 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from typing import Any, Final
+from urllib.parse import quote
 
 from mixpanel_source import settings
 from mixpanel_source.answer_cache import AnswerCache
 from mixpanel_source.client import MixpanelClient, compact
-from mixpanel_source.errors import ConfigError, EntityNotFoundError, ServerError
+from mixpanel_source.errors import (
+    AuthenticationError,
+    ConfigError,
+    EntityNotFoundError,
+    PlanError,
+    QueryError,
+    RateLimitError,
+    ServerError,
+)
 from mixpanel_source.listings import LISTINGS, Listing, Rows
+from mixpanel_source.reports import Reports
+from mixpanel_source.windows import days_between
 
 EVENTS: Final = 5000
 """Event names asked for at once: more are never served, as a known client has it."""
 PROPERTIES: Final = 255
 VALUES: Final = 100
+
+NOT_TOLD: Final = (PlanError, AuthenticationError, QueryError, RateLimitError, ServerError)
+"""Errors of Mixpanel's that leave a question open, where an answer would only have helped."""
+
+NAMES_BYTES: Final = 6000
+"""Of a URL, at most, for names of events: web servers commonly take 8 kB of it."""
 
 PROPERTY_COLUMNS: Final = ("property", "count")
 PROJECT_COLUMNS: Final = ("id", "name", "timezone", "organization_id", "organization")
@@ -72,6 +91,27 @@ class Discovery:
         """The names of the most common events of the last 31 days. Mixpanel docs: Top Events (events/names)."""
         _at_least_one(limit)
         return self._texts("events/names", {"type": "general", "limit": str(limit)})
+
+    def day_counts(self, first: date, last: date, events: Sequence[str] = ()) -> dict[date, int]:
+        """How many events each day had, by the project's time zone: `events`, else the most common of the last 31 days.
+
+        No request tells of all events: what has another name is missing. Empty where there are no names to ask for, or
+        more of `events` than one request holds. Mixpanel docs: Aggregate Event Counts.
+        """
+        known = events or self.events(settings.COUNTED_EVENTS)
+        names = next(by_request([name for name in known if name.strip()]), [])
+        if not names or (events and names != list(events)) or last < first:
+            return {}
+
+        def read() -> dict[str, int]:
+            counts = Counter({day.isoformat(): 0 for day in days_between(first, last)})
+            for row in Reports(self._client, wait=self._wait).event_counts(names, first, last).rows:
+                if row["date"] in counts:
+                    counts[row["date"]] += int(row["value"])
+            return dict(counts)
+
+        found: dict[str, int] = self._kept(["events", str(first), str(last), *names], read)
+        return {date.fromisoformat(day): count for day, count in found.items()}
 
     def properties(self, event: str, limit: int = PROPERTIES) -> Rows:
         """The most common properties of an event, with the number of events that have them; None of what Mixpanel
@@ -175,6 +215,21 @@ class Discovery:
         answer = ask()
         self._cache.put(question, answer)
         return answer
+
+
+def by_request(names: Sequence[str]) -> Iterator[list[str]]:
+    """The names in lists that one request can hold each."""
+    some: list[str] = []
+    size = 0
+    for name in names:
+        length = len(quote(compact([name]), safe=""))
+        if some and size + length > NAMES_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(name)
+        size += length
+    if some:
+        yield some
 
 
 def _cache_time(given: float | None) -> float:

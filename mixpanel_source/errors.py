@@ -75,11 +75,27 @@ class RateLimitError(MixpanelDataError):
 
 
 class ServerError(MixpanelDataError):
-    """Mixpanel or the network failed, and still did after the retries: try again later."""
+    """Mixpanel or the network failed, and still did after the retries: try again later.
+
+    `is_slow` tells that the answer took too long: less at once may come. `attempts` are the requests of an export that
+    failed.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, is_slow: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_slow = is_slow
+        self.attempts = 0
 
 
 class IncompleteExportError(MixpanelDataError):
-    """An export never came whole, or held more unreadable lines than `max_rejected` allows. Nothing of it was kept."""
+    """An export never came whole, or held more unreadable lines than `max_rejected` allows. Nothing of it was kept.
+
+    `attempts` are the requests that it took.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.attempts = 0
 
 
 class WarehouseError(MixpanelDataError):

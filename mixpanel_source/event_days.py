@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Any
 
 from mixpanel_source.windows import LoadedDay, windows_over
 
 LOADED_DAYS_SQL = """
-SELECT event_days.day, event_days.filter, event_days.exported_at, event_days.complete, event_days.rows
+SELECT event_days.day, event_days.filter, event_days.exported_at, event_days.complete, event_days.rows,
+    event_days.bytes
 FROM event_days JOIN _dlt_loads ON _dlt_loads.load_id = event_days._dlt_load_id
 WHERE _dlt_loads.status = 0
 """
@@ -19,23 +21,27 @@ WHERE _dlt_loads.status = 0
 def loaded_days(rows: Iterable[Sequence[Any]], labels: Sequence[str | None]) -> list[LoadedDay]:
     """The days of `rows` (of LOADED_DAYS_SQL) that hold all of `labels`: values of `filter`, None being the whole day.
 
-    A whole day holds every event. Of a day loaded in parts, the least complete and first exported part counts.
+    A whole day holds every event. Of a day loaded in parts, the least complete and first exported part counts, and the
+    rows of all.
     """
     best: dict[date, dict[str | None, LoadedDay]] = {}
-    for day, label, exported_at, complete, count in rows:
+    for day, label, exported_at, complete, count, size in rows:
         known = best.setdefault(day, {})
-        loaded = LoadedDay(day, exported_at, complete, count)
+        loaded = LoadedDay(day, exported_at, complete, count, size)
         if label not in known or _rank(loaded) > _rank(known[label]):
             known[label] = loaded
-    days: list[LoadedDay] = []
-    for _, known in sorted(best.items()):
-        parts = [
-            max((known[label] for label in {wanted, None} if label in known), key=_rank, default=None)
-            for wanted in labels
-        ]
-        if all(part is not None for part in parts):
-            days.append(min((part for part in parts if part is not None), key=_rank))
-    return days
+    days = [_day_of(known, labels) for _, known in sorted(best.items())]
+    return [day for day in days if day is not None]
+
+
+def _day_of(known: Mapping[str | None, LoadedDay], labels: Sequence[str | None]) -> LoadedDay | None:
+    """None where `known` does not hold all of `labels`."""
+    holding = [[label for label in {wanted, None} if label in known] for wanted in labels]
+    if not all(holding):
+        return None
+    parts = [known[label] for label in {max(found, key=lambda label: _rank(known[label])) for found in holding}]
+    least = min(parts, key=_rank)
+    return replace(least, rows=sum(part.rows for part in parts), bytes=sum(part.bytes for part in parts))
 
 
 def days_scope(column: str, days: Iterable[date]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -23,10 +23,12 @@ from mixpanel_source import settings
 from mixpanel_source.bodies import ExportBody
 from mixpanel_source.client import MixpanelClient, compact
 from mixpanel_source.closing import Closing
-from mixpanel_source.errors import ConfigError, IncompleteExportError, MixpanelDataError
+from mixpanel_source.discovery import NOT_TOLD, Discovery, by_request
+from mixpanel_source.errors import ConfigError, IncompleteExportError, MixpanelDataError, ServerError
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.parsing.duplicates import Duplicates, Resolution
 from mixpanel_source.parsing.held import HeldTables
+from mixpanel_source.planner import Plan
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.windows import LoadedDay, Window
@@ -37,6 +39,8 @@ _QUARTER_HOUR_MS = 15 * 60 * 1000
 _REJECTED_IN_MEMORY_BYTES = 8 * 1024 * 1024
 _LOOK_EVERY_S = 0.5
 _NAMED = 5
+_PARTS_FAILED = 12
+"""So many exports of parts of days that fail in a row show that asking for less does not help."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,19 @@ class WindowRows(Closing):
     """One window's export, read, proven whole and rid of duplicates. Close it when its tables are written.
 
     `rejected` has tables of parsing.REJECTED_SCHEMA; `unreadable` counts the lines among them that are no rows.
+    `is_odd` tells that some of them, or a row without a usable time, can only be kept with a day of their own.
     """
 
     window: Window
+    filter: EventFilter
     held: HeldTables
     resolution: Resolution
     rejected: HeldTables
     unreadable: int
     lags: Counter[int]
+    by_day: Counter[date]
+    """Rows, duplicates included."""
+    is_odd: bool
     exported_at: datetime
     requests: int = 0
     attempts: int = 0
@@ -109,18 +118,21 @@ class StrayTimesError(Exception):
 
 
 class Exports(Closing):
-    """The rows of each window. The next export is fetched while one is read and written.
+    """The rows of each window of `plan`. The next export is fetched while one is read and written.
 
     Fetched, not read: two threads reading at once cost more CPU than they save time. `loaded` are the days that the
-    destination holds. Closing ends what is under way. An error ends it, and every later call raises the same one; with
-    `skip_incomplete` a window that never comes whole is left out, and the others still come.
+    destination holds. Closing ends what is under way. An error ends it, and every later call raises the same one.
+
+    A window that never comes whole is asked for in shorter ones, and a day that does not by its events, where the
+    filter names some. With `skip_incomplete` what never comes whole is left out, and the others still come. Of a day
+    that is not in `loaded` as a whole the events come then whose names Mixpanel tells: parts, which do not make it up.
     """
 
     def __init__(
         self,
         client: MixpanelClient,
         project: Project,
-        windows: Sequence[Window],
+        plan: Plan,
         filter_: EventFilter = EventFilter(),
         progress: Progress | None = None,
         loaded: Sequence[LoadedDay] = (),
@@ -133,11 +145,20 @@ class Exports(Closing):
         """Rows by the quarters of an hour from when they happened to when Mixpanel processed them."""
         self._shrunk: list[str] = []
         self._skip_incomplete = skip_incomplete
-        self._incomplete: list[tuple[Window, IncompleteExportError]] = []
+        self._incomplete: dict[date, IncompleteExportError] = {}
+        self._days_in_part: set[date] = set()
+        """Of these some events came, in exports of their own."""
+        self._parts_failed = 0
+        """In a row."""
         # Of parts of days nothing is known where a whole day holds them.
         self._rows_before = {day.day: day.rows for day in loaded} if filter_ == EventFilter() else {}
+        self._days_there = {day.day for day in loaded if day.complete}
         self._client = client
-        self._todo = deque(_Asked(window) for window in windows)
+        self._plan = plan
+        self._first: deque[_Asked] = deque()
+        """What is asked for before the plan goes on."""
+        self._spent = 0
+        """Requests for a window that the plan gives next, in parts."""
         self._ahead: Future[_Fetched] | None = None
         self._error: MixpanelDataError | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="mixpanel-export")
@@ -145,12 +166,12 @@ class Exports(Closing):
 
     @property
     def is_done(self) -> bool:
-        return not (self._todo or self._ahead or self._error)
+        return self._plan.is_done and not (self._first or self._ahead or self._error)
 
     def next(self) -> WindowRows | None:
         """The next rows, for the caller to close; None after the last.
 
-        A window of several days with a row that does not say its day by itself is asked for again day by day. Raises
+        A window of several days with a row that does not say its day by itself is asked for again in halves. Raises
         what `MixpanelClient.export` raises.
         """
         if self._error is not None:
@@ -172,14 +193,21 @@ class Exports(Closing):
         return False
 
     def raise_incomplete(self) -> None:
-        """Raises IncompleteExportError where a window never came whole."""
-        if not self._incomplete:
-            return
-        _, error = self._incomplete[0]
-        days = [day for window, _ in self._incomplete for day in window.days]
-        named = ", ".join(map(str, days[:_NAMED])) + (" ..." if len(days) > _NAMED else "")
-        are = f"{len(days)} days are" if len(days) > 1 else "1 day is"
-        raise IncompleteExportError(f"{are} not loaded ({named}): {error.message}", hint=error.hint)
+        """Raises IncompleteExportError where a day never came whole."""
+        in_part = self._incomplete.keys() & self._days_in_part if self._skip_incomplete else set()
+        told = [
+            f"{_days_are(days)} {what} ({_named(days)})"
+            for days, what in ((self._incomplete.keys() - in_part, "not loaded"), (in_part, "loaded in part only"))
+            if days
+        ]
+        if told:
+            error = next(iter(self._incomplete.values()))
+            hint = error.hint
+            if in_part and self.filter == EventFilter():
+                hint = (
+                    "events whose names Mixpanel did not tell are missing: load the day again, or name them (--event)"
+                )
+            raise IncompleteExportError(f"{', '.join(told)}: {error.message}", hint=hint)
 
     def _next(self) -> WindowRows | None:
         while True:
@@ -188,17 +216,19 @@ class Exports(Closing):
                 return None
             ahead, self._ahead = self._ahead, None
             fetched = ahead.result()
-            try:
-                if isinstance(fetched.body, IncompleteExportError):
-                    raise fetched.body
-                with fetched.body as body:
-                    self._fetch_ahead()
-                    rows = self._read(fetched, body)
-            except IncompleteExportError as error:
-                self._incomplete.append((fetched.asked.window, error))
-                if not self._skip_incomplete:
-                    self.raise_incomplete()
+            if not isinstance(fetched.body, ExportBody):
+                if not self._ask_for_less(fetched, fetched.body):
+                    self._leave_out(fetched.asked, fetched.body)
                 continue
+            with fetched.body as body:
+                if self._is_planned(fetched.asked):
+                    self._plan.came(fetched.asked.window, body.lines, body.decompressed_bytes)
+                self._fetch_ahead()
+                try:
+                    rows = self._read(fetched, body)
+                except IncompleteExportError as error:
+                    self._leave_out(fetched.asked, error)
+                    continue
             if rows is not None:
                 return rows
 
@@ -206,49 +236,126 @@ class Exports(Closing):
         """None where the window is asked for once more, or in parts."""
         asked = fetched.asked
         try:
-            rows = read_export(
-                body, asked.window, self.project, fetched.exported_at, self.filter.events, self._connection
-            )
+            rows = read_export(body, asked.window, self.project, fetched.exported_at, asked.filter, self._connection)
         except StrayTimesError:
-            logger.info("%s holds rows without a usable time: asking for it day by day", asked.window)
-            first, *others = asked.window.split()
-            self._todo.extendleft(_Asked(day) for day in reversed(others))
-            self._todo.appendleft(_Asked(first, fetched.requests))
+            logger.info("%s holds rows without a usable time: asking for it in halves", asked.window)
+            self._plan.split(asked.window)
+            self._spent += fetched.requests
             return None
-        if not body.decompressed_bytes and not asked.again and any(map(self._rows_before.get, asked.window.days)):
-            # Nothing in a body tells an empty day from one that Mixpanel could not read; a second one is believed.
-            logger.warning("the export of %s is empty, and was not before: asking again", asked.window)
-            rows.close()
-            self._todo.appendleft(replace(asked, requests=fetched.requests, again=True))
-            return None
+        if self._is_planned(asked):
+            emptied = [day for day in asked.window.days if self._rows_before.get(day) and not rows.by_day[day]]
+            if emptied and not asked.again:
+                # Nothing in a body tells an empty day from one that Mixpanel could not read; a second one is believed.
+                logger.warning("%s is empty, and was not before: asking again", _named(emptied))
+                rows.close()
+                self._first.appendleft(replace(asked, requests=fetched.requests, again=True))
+                return None
+            self._plan.read(asked.window, is_odd=rows.is_odd)
+        else:
+            self._days_in_part.add(asked.window.first)
+            self._parts_failed = 0
         rows.requests = fetched.requests
         rows.attempts = body.attempts
         self._lags.update(rows.lags)
         return rows
 
+    def _is_planned(self, asked: _Asked) -> bool:
+        """Whether it is for all that is asked for of its days."""
+        return asked.filter == self.filter
+
+    def _ask_for_less(self, fetched: _Fetched, error: IncompleteExportError | ServerError) -> bool:
+        """Put what never came whole before all else, in parts. False where there are none."""
+        asked = fetched.asked
+        if len(asked.window) > 1:
+            logger.warning("%s does not come whole: asking for fewer days at once", asked.window)
+            self._plan.cut(asked.window)
+            self._spent += fetched.requests
+            return True
+        parts = self._parts_of(asked)
+        if not parts and self._may_ask_by_name(asked) and isinstance(error, IncompleteExportError):
+            parts = [EventFilter(tuple(names)) for names in self._names()]
+            if parts:  # what has another name is missing
+                self._incomplete.setdefault(asked.window.first, error)
+        if parts:
+            logger.warning("%s does not come whole: asking for its events by their names", asked.window)
+            # Behind the other parts: these may come, and then the day is worth more requests.
+            self._first.extend(_Asked(asked.window, part, 0) for part in parts)
+            self._first[-len(parts)] = replace(self._first[-len(parts)], requests=fetched.requests)
+        return bool(parts)
+
+    def _parts_of(self, asked: _Asked) -> list[EventFilter]:
+        """Halves of the events asked for; none where there are not two, or where nothing helps."""
+        if not self._is_planned(asked):
+            self._parts_failed += 1
+            if self._parts_failed >= _PARTS_FAILED:
+                self._first = deque(other for other in self._first if self._is_planned(other))
+                return []
+        names = asked.filter.events
+        half = len(names) // 2
+        return [replace(asked.filter, events=some) for some in (names[:half], names[half:]) if half]
+
+    def _may_ask_by_name(self, asked: _Asked) -> bool:
+        # An expression cannot exclude events by name (Mixpanel docs: Segmentation Expressions): the rest stays unknown.
+        is_of_use = self._skip_incomplete and asked.window.first not in self._days_there
+        return is_of_use and asked.filter == EventFilter() and self._parts_failed < _PARTS_FAILED
+
+    def _names(self) -> list[list[str]]:
+        """The names of events that Mixpanel tells, by the export to ask for them in; none where it refuses."""
+        try:
+            names = Discovery(self._client, wait=self.project.wait).events()
+        except NOT_TOLD as error:
+            logger.warning("the names of events are not known: %s", error.message)
+            return []
+        names = [name for name in names if name]
+        half = len(names) // 2
+        return [chunk for some in (names[:half], names[half:]) for chunk in by_request(some)]
+
+    def _leave_out(self, asked: _Asked, error: MixpanelDataError) -> None:
+        if not isinstance(error, IncompleteExportError):
+            raise error
+        for day in asked.window.days:
+            self._incomplete.setdefault(day, error)
+        if not self._skip_incomplete:
+            self.raise_incomplete()
+
     def _fetch_ahead(self) -> None:
-        if self._ahead is None and self._todo:
-            self._ahead = self._pool.submit(self._fetch, self._todo.popleft())
+        if self._ahead is None and (asked := self._next_asked()) is not None:
+            self._ahead = self._pool.submit(self._fetch, asked)
+
+    def _next_asked(self) -> _Asked | None:
+        if self._first:
+            return self._first.popleft()
+        window = self._plan.next()
+        if window is None:
+            return None
+        spent, self._spent = self._spent, 0
+        return _Asked(window, self.filter, spent)
 
     def _fetch(self, asked: _Asked) -> _Fetched:
         received = self.progress.received if self.progress else None
         exported_at = datetime.now(UTC)
+        body: ExportBody | IncompleteExportError | ServerError
         try:
             body = self._client.export(
-                asked.window, events=self.filter.events or None, where=self.filter.where, on_bytes=received
+                asked.window, events=asked.filter.events or None, where=asked.filter.where, on_bytes=received
             )
         except IncompleteExportError as error:
-            return _Fetched(asked, 0, exported_at, error)
+            body = error
+        except ServerError as error:
+            if not error.is_slow:
+                raise
+            body = error
         return _Fetched(asked, asked.requests + body.attempts, exported_at, body)
 
-    def loaded(self, window: Window, rows: Mapping[date, int], size: int) -> None:
-        """The rows that each day of `window` has now, and the bytes of their properties."""
-        for day in window.days:
-            before = self._rows_before.get(day, 0)
-            if rows.get(day, 0) < before / 2:
-                self._shrunk.append(f"{day} has {rows.get(day, 0):,} events now, and had {before:,}")
+    def loaded(self, rows: WindowRows, by_day: Mapping[date, int], size: int) -> None:
+        """The rows that each day of a window has now, and the bytes of their properties."""
+        if rows.filter == self.filter:
+            for day in rows.window.days:
+                before = self._rows_before.get(day, 0)
+                if by_day.get(day, 0) < before / 2:
+                    self._shrunk.append(f"{day} has {by_day.get(day, 0):,} events now, and had {before:,}")
         if self.progress:
-            self.progress.loaded(window, sum(rows.values()), size)
+            self.progress.loaded(rows.window, sum(by_day.values()), size)
 
     def warnings(self) -> list[str]:
         """What to tell the user of the rows so far."""
@@ -262,12 +369,13 @@ class Exports(Closing):
             body = self._ahead.result().body
             if isinstance(body, ExportBody):
                 body.close()
-        self._ahead, self._todo = None, deque()
+        self._ahead, self._first = None, deque()
 
 
 @dataclass(frozen=True)
 class _Asked:
     window: Window
+    filter: EventFilter
     requests: int = 0
     """Spent on it before."""
     again: bool = False
@@ -279,7 +387,7 @@ class _Fetched:
     asked: _Asked
     requests: int
     exported_at: datetime
-    body: ExportBody | IncompleteExportError
+    body: ExportBody | IncompleteExportError | ServerError
 
 
 def read_export(
@@ -287,10 +395,10 @@ def read_export(
     window: Window,
     project: Project,
     exported_at: datetime,
-    events: Sequence[str] = (),
+    filter_: EventFilter = EventFilter(),
     connection: duckdb.DuckDBPyConnection | None = None,
 ) -> WindowRows:
-    """The rows of a body known to be whole, of `events` alone where some are named.
+    """The rows of a body known to be whole, of the filter's events alone where it names some.
 
     `connection` is as for EventParser. Raises StrayTimesError for several days that have to be split.
     """
@@ -301,15 +409,19 @@ def read_export(
     first: parsing.RejectedLine | None = None
     unreadable = 0
     lags: Counter[int] = Counter()
+    by_day: Counter[date] = Counter()
+    is_odd = False
     lines = 0
     try:
         for block in body.blocks():
             parsed = parser.parse(block)
             table = parsed.rows
-            if events:  # whatever else came is not in what is replaced, and would be there twice after the next load
-                table = table.filter(pc.is_in(table.column("event_name"), pa.array(events)))
-            if len(window) > 1 and (parsed.strays or parsed.rejected):  # a line kept aside is replaced with its day
-                raise StrayTimesError
+            if filter_.events:  # whatever else came is not in what is replaced, and would be there twice later
+                table = table.filter(pc.is_in(table.column("event_name"), pa.array(filter_.events)))
+            if parsed.strays or parsed.rejected:  # a line kept aside is replaced with its day
+                if len(window) > 1:
+                    raise StrayTimesError
+                is_odd = True
             lines += parsed.lines
             if parsed.rejected:
                 rejected.add(parsing.rejected_table(parsed.rejected))
@@ -318,6 +430,7 @@ def read_export(
                 unreadable += len(without_row)
             duplicates.see(table)
             lags.update(_lags(table))
+            by_day.update(_rows_by_day(table))
             held.add(table)
         if first and unreadable > max(settings.MAX_REJECTED_FREE, project.max_rejected * lines):
             raise IncompleteExportError(
@@ -325,13 +438,28 @@ def read_export(
                 f"the first is line {first.line_number}: {first.reason}",
                 hint="nothing of it was loaded; try again later, or raise max_rejected to keep such lines aside",
             )
-        return WindowRows(window, held, duplicates.resolve(), rejected, unreadable, lags, exported_at)
+        resolution = duplicates.resolve()
+        return WindowRows(window, filter_, held, resolution, rejected, unreadable, lags, by_day, is_odd, exported_at)
     except BaseException:
         held.close()
         rejected.close()
         raise
     finally:
         parser.close()
+
+
+def _days_are(days: Collection[date]) -> str:
+    return f"{len(days)} days are" if len(days) > 1 else "1 day is"
+
+
+def _named(days: Iterable[date]) -> str:
+    found = sorted(days)
+    return ", ".join(map(str, found[:_NAMED])) + (" ..." if len(found) > _NAMED else "")
+
+
+def _rows_by_day(table: pa.Table) -> dict[date, int]:
+    counts = pc.value_counts(table.column("event_date"))
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
 
 
 def _lags(table: pa.Table) -> dict[int, int]:

@@ -78,12 +78,12 @@ def fetch_events(
     name or dates that cannot be, and what `MixpanelClient.export` raises.
     """
     told = progress or NoProgress()
-    windows = project.windows(DateRange(from_date, to_date, refresh=True), ())
+    plan = project.plan(DateRange(from_date, to_date, refresh=True), ())
     with _snapshot(database, name, "events", told) as snapshot:
-        told.planned(windows)
+        told.planned(plan.forecast())
         snapshot.file.write(EVENTS_SCHEMA.empty_table())
         warnings: list[str] = []
-        with project.client() as client, Exports(client, project, windows, filter_, told) as exports:
+        with project.client() as client, Exports(client, project, plan, filter_, told) as exports:
             while (rows := exports.next()) is not None:
                 with rows:
                     size = count = 0

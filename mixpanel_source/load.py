@@ -13,6 +13,7 @@ import dlt
 import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
+from mixpanel_source.day_counts import planned
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.event_days import days_scope
@@ -177,39 +178,44 @@ def _load_events(
 ) -> None:
     """Load the days asked for in packages of some windows each; what is loaded stays if a later one fails."""
     loaded = loaded_days_of(pipeline, filter_)
-    windows = project.windows(asked, loaded)
+    plan = planned(project, asked, filter_, loaded)
     told = _Counted(progress)
-    progress.planned(windows)
+    days: set[date] = set()
+    progress.planned(plan.forecast())
     with (
         project.client() as client,
-        Exports(client, project, windows, filter_, told, loaded, skip_incomplete=True) as exports,
+        Exports(client, project, plan, filter_, told, loaded, skip_incomplete=True) as exports,
     ):
         try:
             while not exports.is_done:
-                told.rows = told.days = 0
+                told.begin()
                 events = partial(
                     events_package, exports, PackageLimits(), holds_none_of=partial(_holds_none_of, pipeline)
                 )
                 run_package(pipeline, result.database, progress, "events", events, _and_typed_tables(project))
                 table.rows += told.rows
-                table.days += told.days
+                days |= told.days
+                table.days = len(days)
         finally:
             result.warnings += exports.warnings()
         exports.raise_incomplete()
 
 
 class _Counted:
-    """Counts the rows and days of a load package as they go by."""
+    """Counts the rows and days of a load package as they go by; a day may come in parts."""
 
     def __init__(self, progress: LoadProgress) -> None:
         self.received = progress.received
-        self.rows = 0
-        self.days = 0
         self._progress = progress
+        self.begin()
+
+    def begin(self) -> None:
+        self.rows = 0
+        self.days: set[date] = set()
 
     def loaded(self, window: Window, rows: int, size: int) -> None:
         self.rows += rows
-        self.days += len(window)
+        self.days.update(window.days)
         self._progress.loaded(window, rows, size)
 
 

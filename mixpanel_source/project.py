@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
@@ -16,8 +16,9 @@ from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.engage import LAST, group_ids
 from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.planner import Plan, WindowLimits
 from mixpanel_source.rate_limit import RequestLedger
-from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, days_to_load, windows_over
+from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, days_to_load
 
 if TYPE_CHECKING:
     from mixpanel_source.report_questions import Question
@@ -37,7 +38,12 @@ class Project:
     start_date: date | None = None
     lookback_days: int = settings.LOOKBACK_DAYS
     max_rejected: float = settings.MAX_REJECTED_SHARE
-    window_days: int = settings.WINDOW_DAYS
+    window_days: int | None = None
+    """Days of every export request; None joins as many as fit."""
+    max_window_days: int = settings.MAX_WINDOW_DAYS
+    max_window_events: int = settings.MAX_WINDOW_EVENTS
+    count_events: bool = True
+    """Whether a load may ask for the events by day where nothing else tells of them, to plan its export requests."""
     retries: int = settings.RETRIES
     timeout_s: float = settings.TIMEOUT_S
     export_timeout_s: float = settings.EXPORT_TIMEOUT_S
@@ -65,9 +71,12 @@ class Project:
         for name, value, least in (
             ("lookback_days", self.lookback_days, 0),
             ("window_days", self.window_days, 1),
+            ("max_window_days", self.max_window_days, 1),
         ):
-            if not least <= value <= _MOST_DAYS:
+            if value is not None and not least <= value <= _MOST_DAYS:
                 raise ConfigError(f"{name} is a number from {least} to {_MOST_DAYS}, not {value}")
+        if self.max_window_events < 1:
+            raise ConfigError(f"max_window_events is a number from 1, not {self.max_window_events}")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"max_rejected is a share between 0 and 1, not {self.max_rejected:g}")
 
@@ -106,8 +115,17 @@ class Project:
             on_wait=self.on_wait,
         )
 
-    def windows(self, asked: DateRange, loaded: Iterable[LoadedDay], now: datetime | None = None) -> list[Window]:
-        """The windows to export for `asked`; `now` is the present unless given. Raises ConfigError."""
+    @property
+    def window_limits(self) -> WindowLimits:
+        if self.window_days is not None:
+            return WindowLimits(self.window_days, None, None)
+        return WindowLimits(self.max_window_days, self.max_window_events)
+
+    def plan(self, asked: DateRange, loaded: Sequence[LoadedDay], now: datetime | None = None) -> Plan:
+        """What to export for `asked`, as far as `loaded` tells of it; `now` is the present unless given.
+
+        Raises ConfigError.
+        """
         days = days_to_load(
             asked,
             loaded,
@@ -117,7 +135,10 @@ class Project:
             now=now or datetime.now(UTC),
             calendar=self.calendar,
         )
-        return windows_over(days, self.window_days)
+        whole = [day for day in loaded if day.complete]
+        rows = sum(day.rows for day in whole)
+        event_bytes = sum(day.bytes for day in whole) / rows if rows else None
+        return Plan(days, self.window_limits, {day.day: day.rows for day in whole}, event_bytes)
 
 
 def project_of(account: Account, **options: object) -> Project:

@@ -80,8 +80,14 @@ LOOKBACK_DAYS: Final = 5
 """Days after its end until a day is settled. `/track` accepts events up to 5 days old (reference/track-event)."""
 FIRST_LOAD_DAYS: Final = 30
 """Days before today that a first load goes back, where `start_date` is not set."""
-WINDOW_DAYS: Final = 1
-"""Days asked for in one export request."""
+MAX_WINDOW_DAYS: Final = 30
+MAX_WINDOW_EVENTS: Final = 1_000_000
+MAX_WINDOW_BYTES: Final = 400_000_000
+"""What one export request asks for at most, as expected. Mixpanel publishes no limit: its own helper advises one to two
+million events (mixpanel-utils), and no client is known to ask for more than 30 days. The bytes, decompressed, are those
+of a load package: a stop loses no more than one."""
+COUNTED_EVENTS: Final = 100
+"""Of so many of the most common events the counts by day are asked for, where nothing else tells the sizes of days."""
 MAX_REJECTED_SHARE: Final = 0.01
 MAX_REJECTED_FREE: Final = 10
 """So many unreadable lines never fail a window, whatever their share."""

@@ -46,10 +46,6 @@ class Window:
     def __str__(self) -> str:
         return str(self.first) if self.first == self.last else f"{self.first} to {self.last}"
 
-    def split(self) -> list[Window]:
-        """One window for each day."""
-        return [Window.of(day) for day in self.days]
-
 
 def days_between(first: date, last: date) -> Iterator[date]:
     """Every day from `first` to `last`, both included; none if `last` is before `first`."""
@@ -84,6 +80,8 @@ class LoadedDay:
     exported_at: datetime
     complete: bool
     rows: int = 0
+    bytes: int = 0
+    """Of the rows' properties."""
 
     def is_settled(self, lookback_days: int, calendar: ZoneInfo) -> bool:
         return self.complete and self.exported_at >= settles_at(self.day, lookback_days, calendar)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import duckdb
 
@@ -38,6 +38,10 @@ from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
 from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
+from mixpanel_source.windows import DateRange
+
+if TYPE_CHECKING:
+    from mixpanel_source.load_plan import LoadPlan
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -171,6 +175,7 @@ class Workspace(Closing):
     # --- what is there
 
     events = _of_discovery(Discovery.events)
+    day_counts = _of_discovery(Discovery.day_counts)
     properties = _of_discovery(Discovery.properties)
     funnels = _of_discovery(Discovery.funnels)
     cohorts = _of_discovery(Discovery.cohorts)
@@ -210,7 +215,6 @@ class Workspace(Closing):
         Raises the error of the first table that failed, after the others were loaded.
         """
         from mixpanel_source.load import DEFAULT_RESOURCES, load
-        from mixpanel_source.windows import DateRange
 
         self._close_connection()
         asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
@@ -219,6 +223,23 @@ class Workspace(Closing):
         if result.error is not None:
             raise result.error
         return result
+
+    def plan(
+        self,
+        *,
+        from_date: str | date | None = None,
+        to_date: str | date | None = None,
+        refresh: bool = False,
+        events: Sequence[str] = (),
+        where: str | None = None,
+        count: bool = False,
+    ) -> LoadPlan:
+        """What `load` would ask for of the events: as `load_plan.plan_load`."""
+        from mixpanel_source.load_plan import plan_load
+
+        asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
+        filter_ = EventFilter(tuple(events), where)
+        return plan_load(self.project, self.path, asked=asked, filter_=filter_, count=count)
 
     def fetch_events(
         self,

@@ -663,6 +663,12 @@ CASES: Sequence[Case] = (
     # Mixpanel docs: Top Events; Top Event Properties; Top Event Property Values
     _case("Discovery.events", "least", {}, _get("events/names", type="general", limit="5000")),
     _case("Discovery.events", "all", {"limit": 3}, _get("events/names", type="general", limit="3")),
+    _case(
+        "Discovery.day_counts",
+        "least",
+        {"first": FIRST, "last": LAST, "events": [ODD, "B"]},
+        _get("events", **DAYS, event=f'[{ODD_JSON},"B"]', type="general", unit="day"),
+    ),
     _case("Discovery.properties", "least", {"event": ODD}, _get("events/properties/top", event=ODD, limit="255")),
     _case(
         "Discovery.properties", "all", {"event": ODD, "limit": 3}, _get("events/properties/top", event=ODD, limit="3")

@@ -33,9 +33,10 @@ import requests
 from mixpanel_source import errors
 from mixpanel_source.cli import app, exit_codes, messages, output
 from mixpanel_source.cli.progress import LoadDisplay
+from mixpanel_source.planner import Plan, WindowLimits
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer, demo_folder
-from mixpanel_source.windows import Window, days_between, windows_over
+from mixpanel_source.windows import Window, days_between
 
 ROOT = Path(__file__).parent.parent
 MPLOAD = [sys.executable, "-m", "mixpanel_source.cli"]
@@ -272,9 +273,49 @@ def test_status_tells_what_is_loaded_and_what_is_missing(server: SandboxServer, 
     assert status["days_behind"] == (datetime.now(UTC).date() - datetime(2013, 3, 4, tzinfo=UTC).date()).days
     assert set(status) == STATUS_KEYS
     shown = run("status", "--db", str(loaded), "-f", "table", env=env).stdout
-    assert "requests (export)  3 of 60 this hour, the next is free now" in shown
+    assert "requests (export)  2 of 60 this hour, the next is free now" in shown
     assert "days               3: 2013-03-01 to 2013-03-03\n" in shown
     assert f"; {status['days_behind']:,} of them at the end\n" in shown
+
+
+def test_plan_tells_what_a_load_would_ask_for_and_asks_nothing(
+    server: SandboxServer, loaded: Path, run_here: Run, tmp_path: Path
+) -> None:
+    server.sandbox.requests.clear()
+    arguments = ("plan", "--from", "2013-03-01", "--to", "2013-03-14", "--max-window-days", "4")
+
+    def plan(format_: str, *more: str) -> str:
+        done = run_here(*arguments, *more, "-f", format_, env=account(server))
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    found = json.loads(plan("json", "--db", str(loaded)))
+    assert json.loads(plan("jsonl", "--db", str(loaded))) == found
+    [row] = csv.DictReader(io.StringIO(plan("csv", "--db", str(loaded))))
+    assert json.loads(row["windows"]) == found["windows"]
+    assert {name: found[name] for name in ("days", "requests", "requests_at_most", "seconds", "spent", "allowed")} == {
+        "days": 11, "requests": 3, "requests_at_most": 3, "seconds": 0.0, "spent": 0, "allowed": 60,
+    }  # fmt: skip
+    assert found["days_there"] == [{"from": "2013-03-01", "to": "2013-03-03", "days": 3}]
+    assert found["days_to_load"] == [{"from": "2013-03-04", "to": "2013-03-14", "days": 11}]
+    assert found["sizes"] == {"loaded": 0, "counted": 0, "neighbours": 11, "unknown": 0}
+    assert [window["days"] for window in found["windows"]] == [4, 4, 3]
+    assert found["events"] == sum(window["events"] for window in found["windows"])
+    assert found["events"] == pytest.approx(911 / 3 * 11, abs=2)
+    shown = plan("table", "--db", str(loaded))
+    assert "there     3 days: 2013-03-01 to 2013-03-03\n" in shown
+    assert "requests  3 requests\ntime      no waiting: 0 of 60 export requests are spent this hour\n" in shown
+    assert "events    about 3,341: 11 days like the nearest of those\n" in shown
+    assert "windows   2013-03-04 to 2013-03-07: about 1,215 events\n" in shown
+    new = plan("table", "--window-days", "1")
+    assert "requests  14 requests\n" in new
+    assert "events    not known: --count asks Mixpanel\n" in new
+    assert "          2013-03-05\n          and 9 more\n" in new
+    assert server.sandbox.requests == []
+    assert "events    not known\n" in plan("table", "--count", "--window-days", "1")
+    assert not (tmp_path / "data" / "1.duckdb").exists()
+    assert run_here("plan", "--from", "", env=account(server)).returncode == 3
+    assert run_here("plan", "--max-window-events", "0", env=account(server)).returncode == 3
 
 
 def test_status_answers_before_the_first_load_and_while_the_database_is_held(
@@ -323,17 +364,28 @@ def test_dates_and_settings_that_cannot_be_end_with_3(
 def test_a_load_that_has_to_wait_says_beforehand_what_it_takes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    days = days_between(date(2024, 1, 1), date(2025, 2, 3))
-    for quiet, windows, said in [
-        (False, windows_over(days), "mpload: 400 days: 400 requests, about 6.5 hours at 60 an hour (8 are free now)\n"),
-        (False, windows_over(days, 60), ""),
-        (True, windows_over(days), ""),
+    days = list(days_between(date(2024, 1, 1), date(2025, 2, 3)))
+    single, wide = (Plan(days, WindowLimits(length, None, None)) for length in (1, 60))
+    for quiet, plan, said in [
+        (False, single, "mpload: 400 days: 400 requests, about 6.5 hours at 60 an hour (8 are free now)\n"),
+        (False, wide, ""),
+        (True, single, ""),
+        (
+            False,
+            Plan(days),
+            "mpload: 400 days: 16 to 400 requests, 8 minutes to 6.5 hours at 60 an hour (8 are free now)\n",
+        ),
+        (
+            False,
+            Plan(days, sizes=dict.fromkeys(days, 2_000)),
+            "mpload: 400 days: 14 requests, about 6 minutes at 60 an hour (8 are free now)\n",
+        ),
     ]:
         display = LoadDisplay(quiet)
         display.ledger = RequestLedger(None, origin="x", project_id="1", limits={"export": ((60, 3600.0),)})
         for _ in range(52):
             display.ledger.try_acquire("export")
-        display.planned(windows)
+        display.planned(plan.forecast())
         assert capsys.readouterr().err == said
 
 
@@ -350,7 +402,7 @@ def test_a_terminal_shows_a_countdown_while_a_load_waits_and_that_it_writes(
 
     display = LoadDisplay(quiet=False)
     with display.shown():
-        display.planned([window, Window.of(date(2024, 1, 2))])
+        display.planned(Plan([window.first, date(2024, 1, 2)]).forecast())
         display.waiting(3598.5, "the request limit of the export API is used up")
         assert any("waiting" in line and "0:59:59, the request limit of the export API is" in line for line in shown())
         display.received(2000)
@@ -746,6 +798,7 @@ def test_every_command_has_an_example_and_takes_the_global_options() -> None:
         "fetch",
         "drop",
         "load",
+        "plan",
         "demo",
         "sandbox",
         "status",

@@ -87,6 +87,7 @@ class Case:
 
 CASES = {
     "load": Case(("events", "cohorts", *SPAN), 2, same=False),
+    "plan": Case(SPAN, None, same=False, in_words=True),
     "demo": Case((), None, in_words=True),
     "status": Case((), None, in_words=True),
     "sql": Case((TYPES_SQL,), 1),
@@ -414,6 +415,8 @@ MISTAKES = [
     ("load cohorts --db .", 3, "ConfigError"),
     ("load cohorts --db {config}", 1, "WarehouseError"),
     ("load --lookback-days few", 3, "UsageError"),
+    ("plan --from never", 3, "ConfigError"),
+    ("plan --db {config}", 1, "WarehouseError"),
     ("demo now", 3, "UsageError"),
     ("sandbox {missing}", 3, "ConfigError"),
     ("sandbox --now noon", 3, "ConfigError"),

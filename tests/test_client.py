@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixpanel_source import bodies
-from mixpanel_source.bodies import ExportBody
+from mixpanel_source.bodies import ExportBody, LineWatch
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.errors import (
@@ -787,7 +787,7 @@ def test_blocks_are_whole_lines_and_all_of_them(
     spool.finish()
     with (
         pytest.MonkeyPatch.context() as patch,
-        ExportBody(spool, "gzip" if compressed else "", len(stored), len(text), attempts=1) as body,
+        ExportBody(spool, "gzip" if compressed else "", len(stored), len(text), text.count(b"\n"), attempts=1) as body,
     ):
         patch.setattr(bodies, "READ_BYTES", piece)
         blocks = list(body.blocks(size))
@@ -925,8 +925,20 @@ def test_a_reset_in_the_middle_is_a_cut(make: Make, clock: Clock) -> None:
 def test_a_silent_server_is_not_waited_for_longer_than_the_timeout(make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(ServerError, match="no answer in time"):
-            make(base_url=url, retries=0, export_timeout_s=0.05).export(DAY)
+        with pytest.raises(ServerError, match="no answer in time") as caught:
+            make(base_url=url, retries=1, export_timeout_s=0.05).export(DAY)
+    assert (caught.value.is_slow, caught.value.attempts) == (True, 2)
+
+
+@pytest.mark.parametrize("last", [b"\n", b""])
+def test_lines_are_counted_wherever_the_pieces_of_a_body_end(last: bytes) -> None:
+    text = b'{"event":"A","properties":{}}\n\n{"event":"B","properties":{"s":"\xe2\x80\xa8"}}' + last
+    for place in range(1, len(text)):
+        lines = LineWatch(1000)
+        for piece in (text[:place], text[place:]):
+            lines.feed(piece)
+        lines.finish()
+        assert lines.count == 3
 
 
 def test_a_cut_gzip_answer_is_not_taken_for_json(make: Make, serve: Serve) -> None:
@@ -1298,8 +1310,9 @@ def test_a_connection_to_nobody_or_too_slow_is_told(
         make(base_url=f"http://127.0.0.1:{unanswered}", timeout_s=0.1, retries=0).me()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(ServerError, match="refused"):
+    with pytest.raises(ServerError, match="refused") as caught:
         make(base_url=f"http://127.0.0.1:{port}", retries=0).me()
+    assert not caught.value.is_slow
     monkeypatch.setattr(socket, "getaddrinfo", nobody)
     with pytest.raises(ServerError, match="no such host"):
         make(base_url="https://nobody.invalid", retries=0).me()

@@ -192,8 +192,8 @@ def test_a_reload_replaces_exactly_the_days_asked_for(run_load: RunLoad, sandbox
     sandbox.set_day("2024-03-04", day_lines("2024-03-04", 9, first=900))
     asked(sandbox)
     result = run_load("2024-03-02", "2024-03-03", refresh=True)
-    # An export that is empty, and was not before, is asked for once more.
-    assert asked(sandbox) == each("2024-03-02", "2024-03-03", "2024-03-03")
+    # A day that is empty, and was not before, is asked for once more.
+    assert asked(sandbox) == [("2024-03-02", "2024-03-03")] * 2
     assert result.warnings == ["2024-03-02 has 2 events now, and had 5", "2024-03-03 has 0 events now, and had 5"]
     assert (result.tables[0].rows, result.tables[0].days) == (2, 2)
     assert ns(sql) == [0, 1, 2, 3, 4, 100, 101, 300, 301, 302, 303, 304]
@@ -206,7 +206,7 @@ def test_a_reload_replaces_exactly_the_days_asked_for(run_load: RunLoad, sandbox
 
 
 def test_appending_at_first_and_replacing_later_give_the_same_tables(
-    run_load: RunLoad, sandbox: Sandbox, sql: Sql
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project
 ) -> None:
     sandbox.set_day(
         "2024-03-01", [*ODD_LINES, b"99", b'{"\xff":1}', line(at("2024-03-01"), 1), line(at("2024-03-01"), 1)]
@@ -220,7 +220,7 @@ def test_appending_at_first_and_replacing_later_give_the_same_tables(
     }
     contents = []
     for refresh in (False, True):
-        run_load("2024-03-01", "2024-03-02", refresh=refresh)
+        run_load("2024-03-01", "2024-03-02", refresh=refresh, project=replace(project, window_days=1))
         contents.append({table: Counter(sql(f"select {columns} from {table}")) for table, columns in tables.items()})
     assert contents[0] == contents[1]
     assert contents[0]["events"].total() == 33
@@ -233,7 +233,7 @@ def test_appending_at_first_and_replacing_later_give_the_same_tables(
 def test_late_events_arrive_within_the_lookback_and_settled_days_are_not_asked_for_again(
     run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, clock: Clock
 ) -> None:
-    project = replace(project, start_date=date(2024, 3, 6), lookback_days=2)
+    project = replace(project, start_date=date(2024, 3, 6), lookback_days=2, window_days=1)
     sandbox.late_events = True
     for number, day in enumerate(days("2024-03-06", 7)):
         late = [
@@ -268,7 +268,7 @@ def test_a_first_load_without_a_start_date_takes_thirty_days(run_load: RunLoad, 
     for number, day in enumerate(expected):
         sandbox.set_day(day, [line(at(day, 12), number)])
     run_load()
-    assert asked(sandbox) == each(*expected)
+    assert asked(sandbox) == [(expected[0], expected[-1])]
     assert ns(sql) == list(range(30))
 
 
@@ -346,7 +346,7 @@ def test_a_day_counts_only_once_its_load_package_is_complete(
 def test_a_load_goes_on_from_the_database_when_dlts_folder_is_gone(
     run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, tmp_path: Path
 ) -> None:
-    project = replace(project, start_date=date(2024, 3, 1))
+    project = replace(project, start_date=date(2024, 3, 1), window_days=1)
     for number, day in enumerate(days("2024-03-01", 10)):
         sandbox.set_day(day, [line(at(day), number)])
     run_load(project=project)
@@ -471,7 +471,7 @@ def test_windows_of_several_days_give_the_same_as_single_days(
         (b'{"event":"E" "properties":{"time":1709251200000,"after it":"are more than ten characters"}}', 1),
     ],
 )
-def test_a_window_with_a_row_of_no_known_day_is_asked_for_day_by_day(
+def test_a_window_with_a_row_of_no_known_day_is_asked_for_in_halves(
     run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, odd: bytes, kept_aside: int
 ) -> None:
     for number, day in enumerate(days("2024-03-01", 4)):
@@ -572,8 +572,8 @@ def test_a_day_that_fails_keeps_the_days_before_it_and_the_profiles(
         sandbox.set_day(day, day_lines(day, 2, first=10 * number))
     sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {"a": 1}}])
     sandbox.faults.next("export", Fault.none(), Fault.none(), Fault.http(503))
-    no_retries = replace(project, retries=0)
-    result = run_load("2024-03-01", "2024-03-04", resources=("events", "profiles"), project=no_retries, raises=False)
+    single = replace(project, retries=0, window_days=1)
+    result = run_load("2024-03-01", "2024-03-04", resources=("events", "profiles"), project=single, raises=False)
     assert isinstance(result.error, ServerError)
     assert [(table.table, table.rows, table.error) for table in result.tables] == [
         ("events", 4, result.error),
@@ -584,7 +584,7 @@ def test_a_day_that_fails_keeps_the_days_before_it_and_the_profiles(
     assert sql("select distinct_id from profiles") == [("u1",)]
     asked(sandbox)
     run_load("2024-03-01", "2024-03-04")
-    assert asked(sandbox) == each("2024-03-03", "2024-03-04")
+    assert asked(sandbox) == [("2024-03-03", "2024-03-04")]
     assert ns(sql) == [0, 1, 10, 11, 20, 21, 30, 31]
 
 
@@ -597,7 +597,7 @@ def test_no_day_is_asked_for_again_because_a_later_one_failed(
     sandbox.set_day("2024-03-05", [*bad, line(at("2024-03-05"), 4)])
     for expected in (each(*days("2024-03-01", 6)), each("2024-03-05")):
         with pytest.raises(IncompleteExportError, match=r"1 day is not loaded \(2024-03-05\)"):
-            run_load("2024-03-01", "2024-03-06", project=replace(project, retries=0))
+            run_load("2024-03-01", "2024-03-06", project=replace(project, retries=0, window_days=1))
         assert asked(sandbox) == expected
         assert ns(sql) == [0, 1, 2, 3, 5]
 
@@ -800,13 +800,13 @@ def test_a_plain_pipeline_loads_by_dlts_own_config_and_goes_on_where_it_stopped(
         sandbox.set_day(day, [line(at(day), number)])
     sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {}}])
     dlt_pipeline(tmp_path / "one", database).run(mixpanel_source())
-    assert asked(sandbox) == each(*days("2024-03-01", 10))
+    assert asked(sandbox) == [("2024-03-01", "2024-03-10")]
     assert ns(sql) == list(range(10))
     assert sql("select distinct_id, properties::varchar from profiles") == [("u1", "{}")]
     sandbox.set_day("2024-03-10", [line(at("2024-03-10"), n) for n in (9, 100)])
     # Another machine, with nothing but the destination.
     dlt_pipeline(tmp_path / "two", database).run(mixpanel_source().with_resources("events"))
-    assert asked(sandbox) == each(*days("2024-03-06", 5))
+    assert asked(sandbox) == [("2024-03-06", "2024-03-10")]  # the unsettled days of a small project are one request
     assert ns(sql) == [*range(10), 100]
     assert sql(
         "select count(*) from event_days where complete and _dlt_load_id in (select load_id from _dlt_loads)"
@@ -931,6 +931,7 @@ def test_the_source_waits_for_the_hour_aloud_or_not_at_all(
         sandbox.set_day(day, [line(at(day), number)])
     pipeline = dlt_pipeline(tmp_path / "one", database)
     monkeypatch.setitem(settings.LIMITS, "export", ((2, 3600.0),))
+    monkeypatch.setenv("SOURCES__MIXPANEL__WINDOW_DAYS", "1")
     with pytest.raises(PipelineStepFailed) as failed:
         pipeline.run(mixpanel_source("2024-03-01", "2024-03-03", wait=False).with_resources("events"))
     assert isinstance(own_error(failed.value), RateLimitError)

@@ -324,6 +324,16 @@ def test_a_late_event_is_there_once_it_was_processed(serve: Serve, http: request
     assert export(http, url, from_date="2024-03-04").json()["event"] == "Late"
 
 
+def test_an_export_of_too_many_lines_ends_early_and_says_so(serve: Serve, http: requests.Session) -> None:
+    sandbox, url = serve(export_lines=3)
+    for day in ("2024-03-04", "2024-03-05"):
+        sandbox.set_day(day, LINES[:2])
+    assert export(http, url).content.splitlines() == LINES[:2]
+    both = export(http, url, from_date="2024-03-04").content.splitlines()
+    assert both == [*LINES[:2], LINES[0], b"terminated early"]
+    assert len(export(http, url, from_date="2024-03-04", event='["B"]').content.splitlines()) == 0
+
+
 def test_event_where_and_limit_choose_lines(serve: Serve, http: requests.Session) -> None:
     sandbox, url = serve()
     sandbox.set_day("2024-03-05", [*LINES, b'{"event":"B","properties":{"n":1}}', b"garbage"])

@@ -30,8 +30,8 @@ KOLKATA = ZoneInfo("Asia/Kolkata")
 AUCKLAND = ZoneInfo("Pacific/Auckland")
 NOON = datetime(2024, 3, 11, 12, tzinfo=UTC)
 
-Row = tuple[date, str | None, datetime, bool, int]
-"""day, filter, exported_at, complete, rows: what is read of `event_days`."""
+Row = tuple[date, str | None, datetime, bool, int, int]
+"""day, filter, exported_at, complete, rows, bytes: what is read of `event_days`."""
 
 CALENDARS = st.sampled_from([UTC_CALENDAR, NEW_YORK, KOLKATA, AUCKLAND, ZoneInfo("Pacific/Kiritimati")])
 DAYS = st.dates(date(2024, 2, 1), date(2024, 4, 30))
@@ -89,7 +89,6 @@ def test_a_window_holds_both_its_ends_and_nothing_outside() -> None:
     assert date(2024, 3, 2) not in window
     assert str(window) == "2024-02-28 to 2024-03-01"
     assert str(Window.of(march(1))) == "2024-03-01"
-    assert window.split() == [Window.of(day) for day in window.days]
 
 
 def test_no_day_lies_between_a_day_and_one_before_it() -> None:
@@ -317,7 +316,7 @@ def test_a_load_without_dates_leaves_out_only_settled_days(
 
 
 def row(day: int, filter_: str | None = None, exported_hour: int = 0, complete: bool = True) -> Row:
-    return march(day), filter_, datetime(2024, 3, 20, exported_hour, tzinfo=UTC), complete, 1
+    return march(day), filter_, datetime(2024, 3, 20, exported_hour, tzinfo=UTC), complete, 1, 100
 
 
 def known(rows: Sequence[Row], labels: Sequence[str | None]) -> list[tuple[int, int, bool]]:
@@ -351,3 +350,19 @@ A, B = '{"event":"A"}', '{"event":"B"}'
 )
 def test_a_day_holds_what_was_exported_of_it(rows: list[Row], labels: list[str | None], expected: list[Any]) -> None:
     assert known(rows, labels) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "sizes"),
+    [
+        ([row(1, A), row(1, B)], [A], [(1, 100)]),
+        ([row(1, A), row(1, B)], [A, B], [(2, 200)]),
+        ([row(1, None, 5), row(1, A, 7)], ALL, [(1, 100)]),
+        ([row(1, None, 5)], [A, B], [(1, 100)]),
+        ([row(1, A, 7), row(1, None, 5)], [A, B], [(2, 200)]),
+    ],
+)
+def test_the_rows_of_a_day_are_those_of_all_its_parts(
+    rows: list[Row], labels: list[str | None], sizes: list[tuple[int, int]]
+) -> None:
+    assert [(day.rows, day.bytes) for day in loaded_days(rows, labels)] == sizes

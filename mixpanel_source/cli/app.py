@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, reports
+from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, plan, reports
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.load import load
 from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
@@ -72,6 +72,7 @@ app.callback()(takes_global_options(_root, after_command=False))
 
 
 command(load)
+command(plan.plan)
 
 
 @command

@@ -192,6 +192,13 @@ class _Command(TyperCommand):
         return super().shell_complete(ctx, incomplete)
 
 
+def refuse_empty(*given: tuple[str, str | None]) -> None:
+    """An empty value is a variable of the shell's that is not set, and not the same as an option left out."""
+    for flag, value in given:
+        if value == "":
+            raise ConfigError(f"{flag} is empty", hint="give it a value, or leave it out")
+
+
 def commands_of(group: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A decorator that makes a function a command of `group`, with the global options."""
 

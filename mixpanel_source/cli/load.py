@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mixpanel_source.cli.completion import DAY, one_of
-from mixpanel_source.cli.global_options import GlobalOptions
+from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
 from mixpanel_source.errors import ConfigError
@@ -68,7 +68,20 @@ def load(
         float | None, typer.Option(metavar="SHARE", help="Share of unreadable lines that fails.  [default: 0.01]")
     ] = None,
     window_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days asked for in one request.  [default: 1]")
+        int | None, typer.Option(metavar="DAYS", help="Days of every request; without it as many as fit.")
+    ] = None,
+    max_window_days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days in one request at most.  [default: 30]")
+    ] = None,
+    max_window_events: Annotated[
+        int | None, typer.Option(metavar="EVENTS", help="Events in one request, as expected.  [default: 1000000]")
+    ] = None,
+    count_events: Annotated[
+        bool | None,
+        typer.Option(
+            "--count-events/--no-count-events",
+            help="Whether to ask Mixpanel for the events by day where nothing tells of them.  [default: count-events]",
+        ),
     ] = None,
     project_timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
@@ -146,8 +159,8 @@ def load(
         ("--profiles-since", profiles_since),
     )
     wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
-    _refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
-    _refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
+    refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
+    refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
     names = resources or DEFAULT_RESOURCES
     _refuse_without(names, ("--event", event), ("--where", where), resources=("events",))
     of_profiles = (
@@ -169,6 +182,9 @@ def load(
         lookback_days=lookback_days,
         max_rejected=max_rejected,
         window_days=window_days,
+        max_window_days=max_window_days,
+        max_window_events=max_window_events,
+        count_events=count_events,
         project_timezone=project_timezone,
         legacy_local_time=legacy_local_time,
         wait=not no_wait,
@@ -229,13 +245,6 @@ def load(
         options.say(f"{news}: every day asked for is there and complete")
     if loaded:
         options.say(f"loaded into {database}")
-
-
-def _refuse_empty(*given: tuple[str, str | None]) -> None:
-    """An empty value is a variable of the shell's that is not set, and not the same as an option left out."""
-    for flag, value in given:
-        if value == "":
-            raise ConfigError(f"{flag} is empty", hint="give it a value, or leave it out")
 
 
 def _refuse_without(names: Sequence[str], *given: tuple[str, object], resources: Sequence[str]) -> None:

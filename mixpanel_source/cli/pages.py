@@ -42,14 +42,14 @@ def write_status(status: Status, format_: Format) -> None:
 def _loaded(loaded: LoadStatus) -> dict[str, Any]:
     record = {field.name: getattr(loaded, field.name) for field in fields(LoadStatus)}
     for name in ("missing_days", "incomplete_days", "unsettled_days"):
-        record[name] = _ranges(record[name])
+        record[name] = ranges(record[name])
     record["parts"] = [
-        {"filter": json.loads(label), "days": _ranges(windows)} for label, windows in loaded.parts.items()
+        {"filter": json.loads(label), "days": ranges(windows)} for label, windows in loaded.parts.items()
     ]
     return record
 
 
-def _ranges(windows: Sequence[Window]) -> list[dict[str, Any]]:
+def ranges(windows: Sequence[Window]) -> list[dict[str, Any]]:
     return [{"from": window.first, "to": window.last, "days": len(window)} for window in windows]
 
 
@@ -88,16 +88,16 @@ def _run(run: LoadRecord) -> str:
 def _loaded_in_words(loaded: LoadStatus) -> dict[str, str | None]:
     words: dict[str, str | None] = {
         "days": f"{loaded.days:,}: {loaded.first_day} to {loaded.last_day}" if loaded.days else "none",
-        "missing": _days(loaded.missing_days),
+        "missing": days_in_words(loaded.missing_days),
     }
     at_end = sum(len(window) for window in loaded.missing_days if loaded.last_day and window.first > loaded.last_day)
     if at_end:
         words["missing"] = f"{words['missing']}; {at_end:,} of them at the end"
     if loaded.incomplete_days:
-        words["incomplete"] = f"{_days(loaded.incomplete_days)}; not over when they were loaded"
-    words["unsettled"] = _days(loaded.unsettled_days)
+        words["incomplete"] = f"{days_in_words(loaded.incomplete_days)}; not over when they were loaded"
+    words["unsettled"] = days_in_words(loaded.unsettled_days)
     if loaded.parts:
-        words["only parts"] = "\n".join(f"{label}: {_days(windows)}" for label, windows in loaded.parts.items())
+        words["only parts"] = "\n".join(f"{label}: {days_in_words(windows)}" for label, windows in loaded.parts.items())
     words["events"] = f"{loaded.rows:,}" + (f", the newest of {_moment(loaded.newest_event)}" if loaded.rows else "")
     words["rejected lines"] = f"{loaded.rejected_lines:,}"
     if loaded.profiles is None:
@@ -108,7 +108,7 @@ def _loaded_in_words(loaded: LoadStatus) -> dict[str, str | None]:
     return words
 
 
-def _days(windows: Sequence[Window]) -> str:
+def days_in_words(windows: Sequence[Window]) -> str:
     if not windows:
         return "none"
     days = sum(map(len, windows))

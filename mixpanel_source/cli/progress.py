@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import date, timedelta
 from math import ceil
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from mixpanel_source import settings
 from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, note
+from mixpanel_source.cli.words import counted, length, requests_in_words, time_in_words
+from mixpanel_source.planner import Forecast, seconds_to_ask
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import Window
 
@@ -58,16 +59,17 @@ class LoadDisplay:
         self._wait: tuple[TaskID, _Countdown] | None = None
         self._is_writing = False
         self._read = "0"
-        self._rows = self._bytes = self._body_bytes = self._days = self._all_days = 0
+        self._rows = self._bytes = self._body_bytes = self._all_days = 0
+        self._days: set[date] = set()
 
     @contextmanager
     def shown(self) -> Iterator[LoadDisplay]:
         with self._progress:
             yield self
 
-    def planned(self, windows: Sequence[Window]) -> None:
-        self._all_days = sum(map(len, windows))
-        self._tell_of_waits(len(windows))
+    def planned(self, forecast: Forecast) -> None:
+        self._all_days = forecast.days
+        self._tell_of_waits(forecast)
         self._events = self._progress.add_task("events", total=self._all_days, state="")
         self._show_events()
 
@@ -80,7 +82,7 @@ class LoadDisplay:
 
     def loaded(self, window: Window, rows: int, size: int) -> None:
         self._rows += rows
-        self._days += len(window)
+        self._days.update(window.days)
         self._is_writing = False
         if self._wait is not None and self._wait[1].left_s == 0:
             self._end_wait()
@@ -107,7 +109,7 @@ class LoadDisplay:
         if seconds < WAIT_WORTH_A_LINE_S or self._quiet:
             return
         if self._progress.disable:
-            note(f"waiting {_length(seconds)}: {why}")
+            note(f"waiting {length(seconds)}: {why}")
         else:
             self._end_wait()
             countdown = _Countdown(seconds, why)
@@ -116,20 +118,18 @@ class LoadDisplay:
     def interrupted(self) -> None:
         note("finishing what is being written; Ctrl-C once more stops at once")
 
-    def _tell_of_waits(self, requests: int) -> None:
-        """Before a load that the request limit will hold up."""
+    def _tell_of_waits(self, forecast: Forecast) -> None:
+        """Before a load that the request limit will, or may, hold up."""
         if self.ledger is None or self._quiet:
             return
-        used, allowed, next_free_s = self.ledger.spent("export")
-        free = allowed - used
-        if requests <= free:
+        spent = self.ledger.spent("export")
+        free = spent.allowed - spent.used
+        if forecast.requests_at_most <= free:
             return
-        period = max(period for _, period in settings.LIMITS["export"])
-        length = _length(max(next_free_s, (requests - free) / allowed * period))
-        are_free = f"{free} {'is' if free == 1 else 'are'} free now"
         note(
-            f"{_counted(self._all_days, 'day')}: {_counted(requests, 'request')}, about {length} at {allowed} an hour"
-            f" ({are_free})"
+            f"{counted(self._all_days, 'day')}: {requests_in_words(forecast.requests, forecast.requests_at_most)},"
+            f" {time_in_words(*(seconds_to_ask(n, spent) for n in (forecast.requests, forecast.requests_at_most)))}"
+            f" at {spent.allowed} an hour ({free} {'is' if free == 1 else 'are'} free now)"
         )
 
     def _end_wait(self) -> None:
@@ -140,16 +140,6 @@ class LoadDisplay:
     def _show_events(self) -> None:
         if self._events is not None:
             received = decimal(self._bytes + self._body_bytes)
-            state = f"day {self._days:,} of {self._all_days:,}, {self._rows:,} rows, {received}"
+            state = f"day {len(self._days):,} of {self._all_days:,}, {self._rows:,} rows, {received}"
             writing = ", writing" if self._is_writing else ""
-            self._progress.update(self._events, completed=self._days, state=state + writing)
-
-
-def _length(seconds: float) -> str:
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+            self._progress.update(self._events, completed=len(self._days), state=state + writing)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from dlt.extract import DltResource
 
+from mixpanel_source.day_counts import planned
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports, WindowRows
@@ -73,8 +75,8 @@ def events(
     def read() -> Iterator[Any]:
         project = open_project()
         loaded = loaded_days()
-        windows = project.windows(asked, loaded)
-        with project.client() as client, Exports(client, project, windows, filter_, loaded=loaded) as exports:
+        plan = planned(project, asked, filter_, loaded)
+        with project.client() as client, Exports(client, project, plan, filter_, loaded=loaded) as exports:
             package = _EventsPackage(exports)
             yield from package.read()
             yield from package.scopes()
@@ -124,7 +126,8 @@ class _EventsPackage:
     def __init__(self, exports: Exports, file: ParquetFile | None = None) -> None:
         self._exports = exports
         self._file = file
-        self._days: list[date] = []
+        self._days: defaultdict[EventFilter, list[date]] = defaultdict(list)
+        """Those that are replaced, by what of them is."""
         self._event_days: list[pa.Table] = []
 
     def read(self, limits: PackageLimits | None = None) -> Iterator[Any]:
@@ -139,10 +142,10 @@ class _EventsPackage:
         yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
         yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
         yield _hinted(parsing.SCHEMA, "events", columns=_JSON_COLUMNS)
-        size = 0
+        size = largest = 0
         while rows is not None:
             with rows:
-                counts = _DayCounts(rows.window, exports.filter)
+                counts = _DayCounts(rows.window, rows.filter)
                 for table, duplicates in rows.tables():
                     counts.count(table, duplicates)
                     if self._file is None:
@@ -150,16 +153,18 @@ class _EventsPackage:
                     else:
                         self._file.write(with_load_id(table))
                 for lines in rows.rejected:
-                    table = _rejected_table(lines, rows.window, exports.filter)
+                    table = _rejected_table(lines, rows.window, rows.filter)
                     yield dlt.mark.with_table_name(with_load_id(table), "rejected_lines")
             pa.default_memory_pool().release_unused()  # else it keeps what the largest window so far needed
-            self._days += rows.window.days
+            self._days[rows.filter] += rows.window.days
             self._event_days.append(counts.rows_of(rows, exports.project.calendar))
             size += counts.bytes
-            exports.loaded(rows.window, counts.rows_by_day(), counts.bytes)
+            largest = max(largest, counts.bytes)
+            exports.loaded(rows, counts.rows_by_day(), counts.bytes)
             if limits is not None:
                 left_s = limits.seconds - (time.monotonic() - started)
-                if size >= limits.bytes or left_s <= 0 or exports.is_held_up(left_s):
+                # Another window like the largest would make it too large.
+                if size + largest > limits.bytes or left_s <= 0 or exports.is_held_up(left_s):
                     break
             try:
                 rows = exports.next()
@@ -175,17 +180,19 @@ class _EventsPackage:
 
     def scopes(self, holds_none_of: Callable[[Sequence[date]], bool] = lambda days: False) -> Iterator[Any]:
         """Which days are replaced: known only now. Even with no row, these empty tables make dlt replace them."""
-        days, filter_ = self._days, self._exports.filter
-        if not days:
+        if not self._days:
             return
-        yield _hinted(EVENT_DAYS_SCHEMA, "event_days", _days_scope("day", days, filter_))
-        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", _days_scope("from_date", days, filter_))
-        if filter_ == EventFilter() and holds_none_of(days):
+        yield _hinted(EVENT_DAYS_SCHEMA, "event_days", self._scope(partial(_days_scope, "day")))
+        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", self._scope(partial(_days_scope, "from_date")))
+        if set(self._days) == {EventFilter()} and holds_none_of(self._days[EventFilter()]):
             yield dlt.mark.with_hints(
                 with_load_id(parsing.SCHEMA.empty_table()), dlt.mark.make_hints(write_disposition="append")
             )
         else:
-            yield _hinted(parsing.SCHEMA, "events", _events_scope(days, filter_), _JSON_COLUMNS)
+            yield _hinted(parsing.SCHEMA, "events", self._scope(_events_scope), _JSON_COLUMNS)
+
+    def _scope(self, of: Callable[[list[date], EventFilter], str]) -> str:
+        return " OR ".join(f"({of(days, filter_)})" for filter_, days in self._days.items())
 
 
 def _hinted(schema: pa.Schema, name: str, scope: str | None = None, columns: Any = None) -> Any:

@@ -74,6 +74,7 @@ class Sandbox:
         other_shape: Collection[str] = (),
         history_days: int | None = None,
         late_events: bool = False,
+        export_lines: int | None = None,
         page_size: int = 1000,
         session_ttl_s: float | None = None,
         engage_total: Literal["first", "always", "never"] = "first",
@@ -98,6 +99,7 @@ class Sandbox:
         retention/addiction without `data`; annotations/tags and (a single one of) schemas under `results`;
         events/properties/top with entries that have no count.
         late_events: an event is there only from its mp_processing_time_ms on, so that moving `now` brings in late ones.
+        export_lines: an export of more lines ends early, after so many, and says so, as servers that give up do.
         strict_params: unknown parameters are a 400, so that a client's mistake shows. Mixpanel's way is not known.
         engage_total, auth_failure, framing: which of the forms that were seen is used.
         """
@@ -115,6 +117,7 @@ class Sandbox:
         self.other_shape = other_shape
         self.history_days = history_days
         self.late_events = late_events
+        self.export_lines = export_lines
         self.page_size = page_size
         self.engage_total = engage_total
         self.auth_failure = auth_failure

@@ -48,13 +48,15 @@ def export(sandbox: Sandbox, call: Call) -> Reply:
         blocks.append(block)
     if keep is not None or limit is not None:
         blocks = [_chosen(blocks, keep, limit)]
+    if sandbox.export_lines is not None:
+        blocks = _ended_early(blocks, sandbox.export_lines)
     return Reply(200, blocks, "text/plain", framing=sandbox.framing)
 
 
 def is_quick(sandbox: Sandbox, call: Call) -> bool:
     """Whether the answer needs no reading or filtering, so that nobody else has to wait for it."""
     days = [call.params.get(name, "") for name in ("from_date", "to_date")]
-    if sandbox.late_events:
+    if sandbox.late_events or sandbox.export_lines is not None:
         return False
     if days[0] != days[1] or not call.params.keys().isdisjoint({"where", "event", "limit"}):
         return False
@@ -94,6 +96,13 @@ def _processed(block: Block, now_ms: int) -> Block:
     """Lines that Mixpanel has processed by now. A line without such a time is one of them."""
     lines = [(line, _PROCESSED.search(line)) for line in block.lines()]
     return Block(b"".join(line + b"\n" for line, found in lines if found is None or int(found[1]) <= now_ms))
+
+
+def _ended_early(blocks: list[Block], most: int) -> list[Block]:
+    lines = [line for block in blocks for line in block.lines()]
+    if len(lines) <= most:
+        return blocks
+    return [Block(b"".join(line + b"\n" for line in [*lines[:most], b"terminated early"]))]
 
 
 def _chosen(blocks: list[Block], keep: Callable[[bytes], bool] | None, limit: int | None) -> Block:

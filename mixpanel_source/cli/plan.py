@@ -1,0 +1,172 @@
+"""`mpload plan`: what a load of events would ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
+from mixpanel_source.cli.output import Format, write_record
+from mixpanel_source.cli.words import counted, requests_in_words, time_in_words
+
+if TYPE_CHECKING:
+    from mixpanel_source.load_plan import LoadPlan
+
+_SHOWN_WINDOWS = 5
+
+
+def plan(
+    options: GlobalOptions,
+    from_date: Annotated[
+        str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
+    ] = None,
+    to_date: Annotated[
+        str | None, typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.")
+    ] = None,
+    event: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
+    ] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Export days anew that are complete, too.")] = False,
+    count: Annotated[
+        bool,
+        typer.Option(
+            "--count",
+            help="Where nothing is loaded that tells of the days' sizes, ask Mixpanel how many events they have: two"
+            " requests of the Query API at most, none of the export's.",
+        ),
+    ] = False,
+    start_date: Annotated[
+        str | None, typer.Option(metavar="DAY", help="First day of a load without dates; without it 30 days back.")
+    ] = None,
+    lookback_days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
+    ] = None,
+    window_days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days of every request; without it as many as fit.")
+    ] = None,
+    max_window_days: Annotated[
+        int | None, typer.Option(metavar="DAYS", help="Days in one request at most.  [default: 30]")
+    ] = None,
+    max_window_events: Annotated[
+        int | None, typer.Option(metavar="EVENTS", help="Events in one request, as expected.  [default: 1000000]")
+    ] = None,
+    project_timezone: Annotated[
+        str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
+    ] = None,
+    legacy_local_time: Annotated[
+        bool | None,
+        typer.Option(
+            "--legacy-local-time/--no-legacy-local-time",
+            help="Whether the project was made before 2023: its days and times are those of its time zone.",
+        ),
+    ] = None,
+) -> None:
+    """What mpload load events would ask for with the same options: requests, events, bytes, and the time it takes.
+
+    Nothing is loaded, and without --count nothing is asked. Small days share a request, big ones have one each; what
+    is expected of them is what was loaded of them before, or of the days near them.
+
+    \b
+    mpload plan --from 2024-01-01
+    mpload plan --from 2024-01-01 --count --format json | jq .requests
+    """
+    from mixpanel_source.exports import EventFilter
+    from mixpanel_source.load import dates_of
+    from mixpanel_source.load_plan import plan_load
+    from mixpanel_source.project import parse_day, project_of
+
+    refuse_empty(("--from", from_date), ("--to", to_date), ("--start-date", start_date))
+    account = options.find_account()
+    project = project_of(
+        account,
+        start_date=parse_day("--start-date", start_date),
+        lookback_days=lookback_days,
+        window_days=window_days,
+        max_window_days=max_window_days,
+        max_window_events=max_window_events,
+        project_timezone=project_timezone,
+        legacy_local_time=legacy_local_time,
+    )
+    found = plan_load(
+        project,
+        options.find_database(account),
+        asked=dates_of(project, from_date, to_date, refresh),
+        filter_=EventFilter(tuple(event or ()), where),
+        count=count,
+    )
+    write_record(_in_words(found) if options.output is Format.TABLE else _record(found), options.output)
+
+
+def _record(found: LoadPlan) -> dict[str, Any]:
+    from mixpanel_source.cli.pages import ranges
+
+    forecast = found.forecast
+    return {
+        "database": str(found.database),
+        "days": forecast.days,
+        "days_to_load": ranges(found.days),
+        "days_there": ranges(found.there),
+        "requests": forecast.requests,
+        "requests_at_most": forecast.requests_at_most,
+        "seconds": round(found.seconds, 1),
+        "seconds_at_most": round(found.seconds_at_most, 1),
+        "events": forecast.events,
+        "bytes": forecast.bytes,
+        "sizes": found.sizes,
+        "spent": found.spent.used,
+        "allowed": found.spent.allowed,
+        "next_free_s": round(found.spent.next_free_s, 1),
+        "windows": [
+            {**window, "events": planned.events}
+            for planned, window in zip(forecast.windows, ranges([one.window for one in forecast.windows]), strict=True)
+        ],
+    }
+
+
+def _in_words(found: LoadPlan) -> dict[str, str]:
+    """For eyes: a line each."""
+    from rich.filesize import decimal
+
+    from mixpanel_source.cli.pages import days_in_words
+
+    forecast = found.forecast
+    words = {
+        "database": str(found.database),
+        "to load": days_in_words(found.days),
+        "there": days_in_words(found.there),
+        "requests": requests_in_words(forecast.requests, forecast.requests_at_most),
+        "time": f"{time_in_words(found.seconds, found.seconds_at_most)}: {found.spent.used} of {found.spent.allowed}"
+        " export requests are spent this hour",
+    }
+    if forecast.windows:
+        if forecast.events is None:
+            words["events"] = "not known" + ("" if found.is_counted else ": --count asks Mixpanel")
+        else:
+            known = [f"{counted(days, 'day')} {_KNOWN_BY[by]}" for by, days in found.sizes.items() if days]
+            words["events"] = f"about {forecast.events:,}: {', '.join(known)}"
+        if forecast.bytes is not None:
+            words["size"] = f"about {decimal(forecast.bytes)} of properties"
+        words["windows"] = _windows_in_words(found)
+    return words
+
+
+_KNOWN_BY = {
+    "loaded": "as loaded before",
+    "counted": "as Mixpanel counts the events it has names of",
+    "neighbours": "like the nearest of those",
+    "unknown": "not known",
+}
+
+
+def _windows_in_words(found: LoadPlan) -> str:
+    shown = [
+        f"{planned.window}" + ("" if planned.events is None else f": about {counted(planned.events, 'event')}")
+        for planned in found.forecast.windows[:_SHOWN_WINDOWS]
+    ]
+    more = found.forecast.requests - len(shown)
+    return "\n".join([*shown, *([f"and {more:,} more"] if more else [])])

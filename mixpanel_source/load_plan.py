@@ -1,0 +1,102 @@
+"""What a load of events would ask for, and how long that takes. Nothing is exported."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from mixpanel_source.day_counts import counts_of
+from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.exports import EventFilter
+from mixpanel_source.planner import Forecast, seconds_to_ask
+from mixpanel_source.project import Project
+from mixpanel_source.rate_limit import Spent
+from mixpanel_source.warehouse import check_database, opened, table_names
+from mixpanel_source.windows import DateRange, LoadedDay, Window, windows_over
+
+SizeSource = Literal["loaded", "counted", "neighbours", "unknown"]
+"""What tells how many events a day has: what was loaded of it, Mixpanel's counts, the days near it, or nothing."""
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """`days` would be asked for; those of `there` lie between them, or in the range asked for, and are complete."""
+
+    database: Path
+    days: Sequence[Window]
+    there: Sequence[Window]
+    forecast: Forecast
+    sizes: Mapping[SizeSource, int]
+    """How many of the days to ask for are known by what."""
+    is_counted: bool
+    """Whether Mixpanel was to be asked for counts; it may have had none."""
+    spent: Spent
+    """The export requests of the last hour, by the ledger of this machine."""
+
+    @property
+    def seconds(self) -> float:
+        """Until the last request may be sent, where nobody else asks."""
+        return seconds_to_ask(self.forecast.requests, self.spent)
+
+    @property
+    def seconds_at_most(self) -> float:
+        return seconds_to_ask(self.forecast.requests_at_most, self.spent)
+
+
+def plan_load(
+    project: Project,
+    database: Path,
+    *,
+    asked: DateRange = DateRange(),
+    filter_: EventFilter = EventFilter(),
+    count: bool = False,
+) -> LoadPlan:
+    """What `load` would ask for of the events.
+
+    `count` allows what a load does where nothing tells of the days' sizes: to ask for their counts, with two requests
+    of the Query API at most. Raises as `load` before it asks, and WarehouseError where the database cannot be read.
+    """
+    check_database(database)
+    loaded = _loaded_days(database, filter_)
+    plan = project.plan(asked, loaded)
+    counts = counts_of(plan, project, filter_) if count else {}
+    plan.tell(counts)
+    forecast = plan.forecast()
+    days = [day for planned in forecast.windows for day in planned.window.days]
+    known = {day.day for day in loaded if day.complete}
+    sizes: Counter[SizeSource] = Counter({"loaded": 0, "counted": 0, "neighbours": 0, "unknown": 0})
+    sizes.update(_source(day, known, counts) for day in days)
+    there = _ranges(_there(asked, known, days))
+    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, project.ledger().spent("export"))
+
+
+def _loaded_days(database: Path, filter_: EventFilter) -> list[LoadedDay]:
+    """As `source.loaded_days_of`, without a pipeline."""
+    if filter_.where is not None or not database.exists():
+        return []
+    with opened(database) as connection:
+        if not {"event_days", "_dlt_loads"} <= table_names(connection):
+            return []
+        return loaded_days(connection.execute(LOADED_DAYS_SQL).fetchall(), filter_.labels)
+
+
+def _source(day: date, loaded: Collection[date], counted: Collection[date]) -> SizeSource:
+    if day in loaded:
+        return "loaded"
+    if day in counted:
+        return "counted"
+    return "neighbours" if loaded or counted else "unknown"
+
+
+def _there(asked: DateRange, complete: set[date], days: Sequence[date]) -> list[date]:
+    first = asked.from_date or min(complete, default=date.max)
+    last = asked.to_date or date.max
+    return [day for day in complete.difference(days) if first <= day <= last]
+
+
+def _ranges(days: Sequence[date]) -> list[Window]:
+    return windows_over(days, max_days=date.max.toordinal())
