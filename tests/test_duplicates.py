@@ -258,3 +258,8 @@ def test_held_tables_come_back_in_order_and_leave_no_file(tmp_path: Path) -> Non
             held.add(table)
         assert [numbers(table.to_pylist()) for table in held] == [[0], [1], [2], [3], [4]]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_block_without_rows_changes_nothing() -> None:
+    kept, lost = settle([[line(n=1, processed=1), line(n=2, processed=2)], []])
+    assert len(kept) == len(lost) == 1

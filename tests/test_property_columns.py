@@ -40,6 +40,8 @@ from mixpanel_source.property_columns import (
         ("", "p__ddd9c40767f9"),
         ("$", "p__5c2695127edf"),
         ("a__b", "a_b__3c167153fa30"),
+        (f"{'A' * 47}-b", f"{'a' * 47}__f93a12299427"),
+        ("\ud800", "p__5b9d8d7aa345"),
     ],
 )
 def test_a_name_is_kept_as_far_as_others_cannot_be_the_same(name: str, column: str) -> None:
