@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import duckdb
 
@@ -38,6 +38,9 @@ from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
 from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
+
+if TYPE_CHECKING:
+    from mixpanel_source.verify import Verification
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -219,6 +222,25 @@ class Workspace(Closing):
         if result.error is not None:
             raise result.error
         return result
+
+    def verify(
+        self,
+        from_date: str | date | None = None,
+        to_date: str | date | None = None,
+        *,
+        events: Sequence[str] = (),
+        repair: bool = False,
+        progress: LoadProgress | None = None,
+    ) -> Verification:
+        """As `verify.verify`; like a question, and unlike a load, it waits for the hourly limit only with `wait`."""
+        from mixpanel_source.verify import verify
+
+        self._close_connection()
+        project = replace(self.project, wait=self._settings.get("wait", False))
+        first, last = parse_day("from_date", from_date), parse_day("to_date", to_date)
+        return verify(
+            project, self.path, from_date=first, to_date=last, events=events, repair=repair, progress=progress
+        )
 
     def fetch_events(
         self,

@@ -97,8 +97,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, present: Callable[[], datetime]) 
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return present().astimezone(tz)
 
-    for module in ("mixpanel_source.project", "mixpanel_source.exports", "mixpanel_source.resources.report_tables"):
-        monkeypatch.setattr(import_module(module), "datetime", Frozen)
+    for module in ("project", "exports", "resources.report_tables", "verify"):
+        monkeypatch.setattr(import_module(f"mixpanel_source.{module}"), "datetime", Frozen)
 
 
 @pytest.fixture

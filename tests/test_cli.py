@@ -746,6 +746,7 @@ def test_every_command_has_an_example_and_takes_the_global_options() -> None:
         "fetch",
         "drop",
         "load",
+        "verify",
         "demo",
         "sandbox",
         "status",

@@ -87,6 +87,7 @@ class Case:
 
 CASES = {
     "load": Case(("events", "cohorts", *SPAN), 2, same=False),
+    "verify": Case((*SPAN, "--all"), 3),
     "demo": Case((), None, in_words=True),
     "status": Case((), None, in_words=True),
     "sql": Case((TYPES_SQL,), 1),
@@ -414,6 +415,10 @@ MISTAKES = [
     ("load cohorts --db .", 3, "ConfigError"),
     ("load cohorts --db {config}", 1, "WarehouseError"),
     ("load --lookback-days few", 3, "UsageError"),
+    ("verify --from 2024-03-11 --to 2024-03-10", 3, "ConfigError"),
+    ("verify --event=", 3, "ConfigError"),
+    ("verify {span} --account wrong", 2, "AuthenticationError"),
+    ("verify --db {missing}", 1, "WarehouseError"),
     ("demo now", 3, "UsageError"),
     ("sandbox {missing}", 3, "ConfigError"),
     ("sandbox --now noon", 3, "ConfigError"),

@@ -146,8 +146,8 @@ def load(
         ("--profiles-since", profiles_since),
     )
     wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
-    _refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
-    _refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
+    refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
+    refuse_empty(*(("--profiles-property", name) for name in profiles_property or ()))
     names = resources or DEFAULT_RESOURCES
     _refuse_without(names, ("--event", event), ("--where", where), resources=("events",))
     of_profiles = (
@@ -231,7 +231,7 @@ def load(
         options.say(f"loaded into {database}")
 
 
-def _refuse_empty(*given: tuple[str, str | None]) -> None:
+def refuse_empty(*given: tuple[str, str | None]) -> None:
     """An empty value is a variable of the shell's that is not set, and not the same as an option left out."""
     for flag, value in given:
         if value == "":
