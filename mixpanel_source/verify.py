@@ -71,7 +71,7 @@ class Verification:
     wrong_before: int = 0
     """How many counts were wrong before that."""
     warnings: tuple[str, ...] = ()
-    """Of the loads of the repair."""
+    """Of the loads of the repair, and of events that are named and nowhere."""
 
     @property
     def wrong(self) -> list[DayCount]:
@@ -99,6 +99,8 @@ def verify(
     Raises ConfigError for days that cannot be, WarehouseError or TableNotFoundError where nothing is loaded, and what
     requests and loads raise.
     """
+    if isinstance(events, str):
+        raise ConfigError(f"events is a list of names, not the text {events[:40]!r}")
     asked = _Asked(from_date, to_date, EventFilter(tuple(events)).events)
     found, loaded = _compare(project, database, asked)
     if not repair or not found.wrong:
@@ -110,7 +112,7 @@ def verify(
         again,
         repaired=tuple(sorted(set().union(*parts.values()))),
         wrong_before=len(found.wrong),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *again.warnings),
     )
 
 
@@ -131,8 +133,10 @@ def _compare(project: Project, database: Path, asked: _Asked) -> tuple[Verificat
     pairs = sorted({*loaded.counts, *mixpanel})
     comparable = [(day, name) for day, name in pairs if name.strip() and not loaded.why_not(day, name)]
     unequal = [pair for pair in comparable if loaded.counts[pair] != mixpanel[pair]]
-    with opened(database) as connection:
-        causes = _Causes(connection, loaded, mixpanel, unequal, listed)
+    causes = _Causes(loaded, mixpanel, listed)
+    if unequal:
+        with opened(database) as connection:
+            causes.read(connection, {day for day, _ in unequal}, {name for _, name in unequal})
     rows: list[DayCount] = []
     by_day: dict[date, list[str]] = defaultdict(list)
     for day, name in pairs:
@@ -148,7 +152,9 @@ def _compare(project: Project, database: Path, asked: _Asked) -> tuple[Verificat
             elif not loaded.why_not(day, name):
                 verdict, reason_ = causes.of(pair)
                 rows.append(DayCount(day, name, loaded.counts[pair], mixpanel[pair], verdict, reason_))
-    return Verification(loaded.span, tuple(rows)), loaded
+    met = {name for _, name in pairs}
+    nowhere = [f"no event {name!r} is loaded, or counted by Mixpanel" for name in asked.events if name not in met]
+    return Verification(loaded.span, tuple(rows), warnings=tuple(nowhere)), loaded
 
 
 def _of_day(
@@ -199,9 +205,13 @@ class _Loaded:
         self.events = events
         self.counts: Counter[tuple[date, str]] = Counter()
         """Rows by day of reports and event."""
+        self.names: set[str] = set(events)
+        """The events asked for; where none are, those of all loaded rows, whatever their day."""
         self._now = now
         self._rows: list[tuple[Any, ...]] = []
         """Of LOADED_DAYS_SQL."""
+        self._recorded: dict[date, dict[str | None, int]] = defaultdict(dict)
+        """The rows that the load of an export day recorded, by label."""
         self._unfinished: set[date] = set()
         self._there: dict[date, Counter[str]] = defaultdict(Counter)
         """Rows by export day and event."""
@@ -211,6 +221,10 @@ class _Loaded:
     def read(self, connection: duckdb.DuckDBPyConnection) -> None:
         exported = self.export_days
         self._rows = _rows(connection, f"{LOADED_DAYS_SQL} AND day {_between(exported)}")
+        for day, label, _, _, count in self._rows:
+            self._recorded[day][label] = count
+        if not self.names:
+            self.names = {name for (name,) in _rows(connection, "SELECT DISTINCT event_name FROM events")}
         self._unfinished = {day for (day,) in _rows(connection, _UNFINISHED_SQL)}
         chosen = _chosen(self.events)
         self.counts.update(
@@ -329,7 +343,7 @@ class _Loaded:
 
     def _recorded_otherwise(self, day: date) -> tuple[Verdict, str] | None:
         parts = self.parts.get(day, {})
-        recorded = {label: rows for one, label, _, _, rows in self._rows if one == day}
+        recorded = self._recorded[day]
         if None in parts.values():
             return None  # an expression has replaced some rows, and nobody knows which
         checked = {name: (recorded[label], self._there[day][name]) for label, name in parts.items() if name is not None}
@@ -351,7 +365,6 @@ class _Loaded:
         """The export days to ask for again, by the events to ask for; none for whole days."""
         whole: set[date] = set()
         by_name: dict[date, set[str]] = defaultdict(set)
-        held = {day for day, label, *_ in self._rows if label is None}
         for count in wrong:
             if count.event is None:
                 names = {*self.events} or {name for name in self.parts.get(count.day, {}).values() if name is not None}
@@ -359,7 +372,7 @@ class _Loaded:
             else:
                 names, days = {count.event}, self.across(count.day).days
             for day in days:
-                if day in held or not names or not (self.events or self.parts.get(day)):
+                if None in self._recorded[day] or not names or not (self.events or self.parts.get(day)):
                     whole.add(day)
                 else:
                     by_name[day] |= names
@@ -376,7 +389,7 @@ def _ask_mixpanel(project: Project, loaded: _Loaded) -> tuple[Counter[tuple[date
     counts: Counter[tuple[date, str]] = Counter()
     with project.client() as client:
         listed = set() if loaded.events else set(Discovery(client, wait=project.wait).events())
-        names = set(loaded.events) or {*listed, *loaded.named, *(name for _, name in loaded.counts)}
+        names = {*loaded.names, *listed, *loaded.named} if not loaded.events else loaded.names
         reports = Reports(client, wait=project.wait)
         for some in _in_urls(name for name in sorted(names) if name.strip()):
             for row in reports.event_counts(some, loaded.span.first, loaded.span.last).rows:
@@ -412,16 +425,9 @@ class _Cause:
 
 
 class _Causes:
-    """The known reasons for the differences of `unequal`, as far as the rows tell."""
+    """The known reasons for differences, as far as the rows tell: they are read for the days and events that differ."""
 
-    def __init__(
-        self,
-        connection: duckdb.DuckDBPyConnection,
-        loaded: _Loaded,
-        mixpanel: Counter[tuple[date, str]],
-        unequal: Sequence[tuple[date, str]],
-        listed: set[str],
-    ) -> None:
+    def __init__(self, loaded: _Loaded, mixpanel: Counter[tuple[date, str]], listed: set[str]) -> None:
         self._loaded = loaded
         self._mixpanel = mixpanel
         self._listed = listed
@@ -430,10 +436,8 @@ class _Causes:
         self._hidden: Counter[tuple[date, str]] = Counter()
         self._untimed: Counter[tuple[date, str]] = Counter()
         self._unreadable: Counter[date] = Counter()
-        if unequal:
-            self._read(connection, {day for day, _ in unequal}, {name for _, name in unequal})
 
-    def _read(self, connection: duckdb.DuckDBPyConnection, days: set[date], names: set[str]) -> None:
+    def read(self, connection: duckdb.DuckDBPyConnection, days: set[date], names: set[str]) -> None:
         loaded = self._loaded
         day = loaded.report_day
         of_days = f"{loaded.happened} AND {day} IN ({', '.join(literal(str(one)) for one in sorted(days))})"

@@ -221,6 +221,17 @@ def test_days_never_loaded_and_a_day_loaded_too_early_are_missing_and_one_that_i
 
 
 @pytest.mark.usefixtures("loaded")
+def test_an_event_that_mixpanel_does_not_list_any_more_is_looked_for_where_it_is_loaded_on_other_days(
+    check: Verify, sandbox: Sandbox, database: Path, clock: Clock
+) -> None:
+    """It lists those of the last 31 days."""
+    change(database, "DELETE FROM events WHERE event_date = '2024-03-02'")
+    clock.now = datetime(2024, 5, 1, tzinfo=UTC)
+    assert rows(check("2024-03-02", "2024-03-02"))[1:] == [("02", "A", 0, 4, "missing"), ("02", "B", 0, 3, "missing")]
+    assert [len(one.params["event"]) for one in sandbox.requests if one.path.endswith("events")] == [len('["A","B"]')]
+
+
+@pytest.mark.usefixtures("loaded")
 def test_without_dates_it_goes_from_the_first_loaded_day_to_yesterday(check: Verify) -> None:
     found = check()
     assert (str(found.days), found.verdicts) == ("2024-03-01 to 2024-03-10", {"equal": 10, "missing": 5})
@@ -375,8 +386,12 @@ def test_days_are_those_of_the_projects_time_zone(
 @pytest.mark.usefixtures("loaded")
 def test_events_that_are_named_are_compared_alone(check: Verify, sandbox: Sandbox, database: Path) -> None:
     change(database, "DELETE FROM events WHERE insert_id IN ('i0', 'i4') AND event_date = '2024-03-03'")
-    assert rows(check(*SPAN, events=["B", "None"])) == [("03", "B", 2, 3, "different")]
+    found = check(*SPAN, events=["B", "Bee"])
+    assert rows(found) == [("03", "B", 2, 3, "different")]
+    assert found.warnings == ("no event 'Bee' is loaded, or counted by Mixpanel",)
     assert asked(sandbox) == ["events"]
+    with pytest.raises(ConfigError, match="is a list"):
+        check(*SPAN, events="B")
 
 
 def test_a_day_of_which_only_some_events_are_loaded_is_compared_by_these(

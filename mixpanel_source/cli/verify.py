@@ -79,6 +79,8 @@ def verify(
     first, last = (
         day_in_words(flag, text, project.report_calendar) for flag, text in (("--from", from_date), ("--to", to_date))
     )
+    if wait:
+        display.ledger = project.ledger()
     with display.shown():
         found = verify_events(
             project,
