@@ -380,6 +380,34 @@ def test_days_are_those_of_the_projects_time_zone(
     ]
 
 
+def test_east_of_utc_a_day_of_reports_lies_across_the_export_day_before_it_too(
+    check: Verify, run_load: RunLoad, project: Project, database: Path, serve: Serve, clock: Clock
+) -> None:
+    """In Tokyo a day begins at 15:00 UTC."""
+    sandbox = Sandbox(now=clock.now, limits=False, project_timezone="Asia/Tokyo")
+    for day in days("2024-03-01", 4):
+        sandbox.set_day(day, [line(at(day, 14), 1), line(at(day, 15), 2)])
+    tokyo = replace(project, project_timezone="Asia/Tokyo", base_url=serve(sandbox))
+    run_load("2024-03-02", "2024-03-04", project=tokyo)
+    found = check("2024-03-02", "2024-03-04", project=tokyo)
+    assert rows(found, but="") == [
+        ("02", None, 1, 2, "not comparable"),
+        ("03", "E", 2, 2, "equal"),
+        ("04", "E", 2, 2, "equal"),
+    ]
+    assert found.counts[0].reason == "2024-03-01 is not loaded"
+    sandbox.set_day("2024-03-03", [line(at("2024-03-03", hour), hour) for hour in (1, 14, 15, 16)])
+    slow = replace(tokyo, lookback_days=7)  # 2024-03-03 is settled, and 2024-03-04 is not
+    assert rows(check("2024-03-03", "2024-03-04", project=slow)) == [
+        ("03", "E", 2, 3, "different"),
+        ("04", "E", 2, 3, "explained"),
+    ]
+    sandbox.forget_requests()
+    found = check("2024-03-03", "2024-03-03", project=tokyo, repair=True)
+    assert (rows(found), found.repaired) == ([], (date(2024, 3, 2), date(2024, 3, 3)))
+    assert asked(sandbox)[1:-1] == ["2024-03-02 2024-03-02", "2024-03-03 2024-03-03"]
+
+
 # --- some events
 
 
@@ -433,6 +461,10 @@ def test_an_event_loaded_again_by_itself_is_checked_by_its_own_count(
     found = check(*SPAN)
     assert rows(found) == [("03", None, 7, 8, "different"), ("03", "A", 4, 5, "different")]
     assert found.wrong[0].reason == "the load of the export day 2024-03-03 recorded 5 rows of A, and 4 are there"
+    run_load(day, day, where='properties["n"] == 0', refresh=True)  # which says nothing of the rows there are
+    assert rows(check(*SPAN)) == []
+    change(database, f"DELETE FROM events WHERE insert_id = 'i0' AND event_date = '{day}'")
+    assert rows(check(*SPAN)) == [("03", "A", 4, 5, "different")]
 
 
 # --- repair
