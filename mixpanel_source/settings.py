@@ -92,6 +92,18 @@ MAX_REJECTED_SHARE: Final = 0.01
 MAX_REJECTED_FREE: Final = 10
 """So many unreadable lines never fail a window, whatever their share."""
 
+BOOKKEEPING_EVENTS: Final = (
+    "$identify",
+    "$create_alias",
+    "$merge",
+    "$hotshard_events",
+    "$hotshard_record",
+)
+"""Events that exports hold, and that Mixpanel's reports may not count. Mixpanel docs: Hot Shard Limits; Identity
+Management. Whether reports count them is not documented."""
+EVENT_NAMES_CHARS: Final = 6000
+"""Of names in the address of one request, as they are sent. Servers commonly take 8 KB; Mixpanel's is not known."""
+
 REPORT_TABLES: Final = ("segmentation", "event_counts", "funnel_steps", "retention_cohorts", "insights")
 """The tables of reports. What is asked for them is a setting: see `report_questions`."""
 

@@ -42,6 +42,7 @@ from mixpanel_source.windows import DateRange
 
 if TYPE_CHECKING:
     from mixpanel_source.load_plan import LoadPlan
+    from mixpanel_source.verify import Verification
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -240,6 +241,25 @@ class Workspace(Closing):
         asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
         filter_ = EventFilter(tuple(events), where)
         return plan_load(self.project, self.path, asked=asked, filter_=filter_, count=count)
+
+    def verify(
+        self,
+        from_date: str | date | None = None,
+        to_date: str | date | None = None,
+        *,
+        events: Sequence[str] = (),
+        repair: bool = False,
+        progress: LoadProgress | None = None,
+    ) -> Verification:
+        """As `verify.verify`; like a question, and unlike a load, it waits for the hourly limit only with `wait`."""
+        from mixpanel_source.verify import verify
+
+        self._close_connection()
+        project = replace(self.project, wait=self._settings.get("wait", False))
+        first, last = parse_day("from_date", from_date), parse_day("to_date", to_date)
+        return verify(
+            project, self.path, from_date=first, to_date=last, events=events, repair=repair, progress=progress
+        )
 
     def fetch_events(
         self,

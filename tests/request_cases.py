@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+import duckdb
 import pytest
 import requests
 import requests_mock
@@ -44,6 +45,7 @@ from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles
 from mixpanel_source.resources.report_tables import report_table
 from mixpanel_source.sandbox import Sandbox
+from mixpanel_source.verify import verify
 from mixpanel_source.windows import DateRange, Window
 
 PRODUCT = Path(mixpanel_source.__file__).parent
@@ -125,7 +127,7 @@ class Recorded:
 
 
 class Loads:
-    """What loads, snapshots and the check of an account ask for. No part of it keeps anything but `snapshot.duckdb`."""
+    """What loads, snapshots and checks ask for. No part of it keeps anything but `snapshot.duckdb`."""
 
     def __init__(self, project: Project) -> None:
         self._project = project
@@ -154,6 +156,21 @@ class Loads:
 
     def fetch_profiles(self, where: str) -> None:
         fetch_profiles(self._project, self._database, "snapshot", where=where)
+
+    def verify(self) -> None:
+        """Of a file that says no more than that a day is loaded."""
+        database = self._database
+        with duckdb.connect(str(database)) as connection:
+            connection.execute(f"""
+                CREATE SCHEMA mixpanel;
+                SET search_path = 'mixpanel';
+                CREATE TABLE _dlt_loads AS SELECT '1' AS load_id, 0 AS status;
+                CREATE TABLE event_days AS SELECT DATE '{FIRST}' AS day, NULL::VARCHAR AS filter, 0 AS rows,
+                    TIMESTAMPTZ '{NOW}' AS exported_at, true AS complete, '1' AS _dlt_load_id;
+                CREATE TABLE events (event_name VARCHAR, event_time TIMESTAMPTZ, event_date DATE, distinct_id VARCHAR,
+                    insert_id VARCHAR, properties JSON)
+            """)
+        verify(self._project, database, from_date=FIRST, to_date=LAST)
 
     def check_account(self) -> None:
         check_account(Account(self._project.credentials))
@@ -752,6 +769,13 @@ CASES: Sequence[Case] = (
     _case("Loads.report_table", "least", {"bookmark_id": 5}, _get("insights", bookmark_id="5")),
     _case("Loads.fetch_events", "least", {}, _export(to_date="2024-03-01")),
     _case("Loads.fetch_profiles", "all", {"where": WHERE}, *_pages(where=WHERE)),
+    _case(
+        "Loads.verify",
+        "least",
+        {},
+        _get("events/names", type="general", limit="5000"),
+        _get("events", event=f"[{ODD_JSON}]", **DAYS, **_COUNTED),
+    ),
     _case("Loads.check_account", "least", {}, _app("me"), _NOBODY),
     _case("Loads.check_account", "in a workspace", {}, _app("me"), _NOBODY),
     _case(

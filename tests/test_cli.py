@@ -799,6 +799,7 @@ def test_every_command_has_an_example_and_takes_the_global_options() -> None:
         "drop",
         "load",
         "plan",
+        "verify",
         "demo",
         "sandbox",
         "status",

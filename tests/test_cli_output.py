@@ -88,6 +88,7 @@ class Case:
 CASES = {
     "load": Case(("events", "cohorts", *SPAN), 2, same=False),
     "plan": Case(SPAN, None, same=False, in_words=True),
+    "verify": Case((*SPAN, "--all"), 3),
     "demo": Case((), None, in_words=True),
     "status": Case((), None, in_words=True),
     "sql": Case((TYPES_SQL,), 1),
@@ -417,6 +418,10 @@ MISTAKES = [
     ("load --lookback-days few", 3, "UsageError"),
     ("plan --from never", 3, "ConfigError"),
     ("plan --db {config}", 1, "WarehouseError"),
+    ("verify --from 2024-03-11 --to 2024-03-10", 3, "ConfigError"),
+    ("verify --event=", 3, "ConfigError"),
+    ("verify {span} --account wrong", 2, "AuthenticationError"),
+    ("verify --db {missing}", 1, "WarehouseError"),
     ("demo now", 3, "UsageError"),
     ("sandbox {missing}", 3, "ConfigError"),
     ("sandbox --now noon", 3, "ConfigError"),

@@ -26,6 +26,7 @@ from mixpanel_source.cli.output import (
     write_rows,
     write_value,
 )
+from mixpanel_source.cli.verify import verify
 from mixpanel_source.errors import AuthenticationError, ConfigError, MixpanelDataError, TableNotFoundError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ app.callback()(takes_global_options(_root, after_command=False))
 
 command(load)
 command(plan.plan)
+command(verify)
 
 
 @command
