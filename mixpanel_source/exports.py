@@ -308,6 +308,9 @@ def read_export(
             table = parsed.rows
             if events:  # whatever else came is not in what is replaced, and would be there twice after the next load
                 table = table.filter(pc.is_in(table.column("event_name"), pa.array(events)))
+            if project.kept_out is not None:
+                table = project.kept_out.rows(table)
+                parsed.rejected = project.kept_out.lines(parsed.rejected)
             if len(window) > 1 and (parsed.strays or parsed.rejected):  # a line kept aside is replaced with its day
                 raise StrayTimesError
             lines += parsed.lines

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 import duckdb
 
@@ -38,6 +38,9 @@ from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
 from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
+
+if TYPE_CHECKING:
+    from mixpanel_source.forget import ForgetResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -256,6 +259,13 @@ class Workspace(Closing):
         """Remove every snapshot, or those of one type; their names."""
         self._close_connection()
         return drop_all(self.path, type)
+
+    def forget(self, ids: Sequence[str], *, keep_out: bool = False) -> ForgetResult:
+        """Delete people, as `forget.forget`."""
+        from mixpanel_source.forget import forget
+
+        self._close_connection()
+        return forget(self.path, ids, keep_out=keep_out)
 
     # --- the file
 
