@@ -16,7 +16,7 @@ import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.engage import TABLES
-from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundError
+from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.kept_out import FORGOTTEN, KEPT_OUT, KeptOut, kept_out_of
 from mixpanel_source.listings import LISTINGS
@@ -175,6 +175,7 @@ class _Snapshot:
         with _transaction(self._database, WRITE_WAIT_S, self._progress.waiting) as connection:
             # Once more: another fetch may have made it meanwhile.
             _refuse_existing(self._name, connection)
+            _refuse_forgotten(self._fetched_at, connection)
             connection.execute(
                 f'CREATE TABLE {_SCHEMA}."{self._name}" AS SELECT * FROM read_parquet({literal(str(path))})'
             )
@@ -219,6 +220,15 @@ def _refuse_existing(name: str, connection: duckdb.DuckDBPyConnection) -> None:
             f"there is a table {name} already",
             hint="name the snapshot otherwise, or drop it; mpload load keeps events and profiles up to date",
         )
+
+
+def _refuse_forgotten(since: datetime, connection: duckdb.DuckDBPyConnection) -> None:
+    """What came before people were forgotten may hold them."""
+    if FORGOTTEN not in table_names(connection):
+        return
+    sql = f"SELECT 1 FROM {_SCHEMA}.{FORGOTTEN} WHERE forgotten_at >= TIMESTAMPTZ '{since.isoformat()}' LIMIT 1"
+    if connection.execute(sql).fetchall():
+        raise WarehouseError("people were forgotten while the snapshot was fetched", hint="fetch it again")
 
 
 @contextmanager

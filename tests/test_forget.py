@@ -28,6 +28,7 @@ from mixpanel_source.forget import forget
 from mixpanel_source.kept_out import key_path
 from mixpanel_source.load import load
 from mixpanel_source.pipeline import locked
+from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.typed import is_in_step
@@ -402,6 +403,21 @@ def test_who_is_not_kept_out_comes_again_once_the_day_is_loaded_again(
     assert len(sandbox.requests) == asked  # the day is complete
     run_load("2024-03-01", "2024-03-01", refresh=True)
     assert sql(f"SELECT count(*) FROM events WHERE distinct_id = '{ANN}'") == [(2,)]
+
+
+def test_a_snapshot_that_was_on_its_way_meanwhile_is_not_made(
+    run_load: RunLoad, project: Project, database: Path, tmp_path: Path
+) -> None:
+    run_load("2024-03-01", "2024-03-01")
+
+    class Meanwhile(NoProgress):
+        def writing(self) -> None:
+            forget(database, [ANN, DEVICE], keep_out=True)
+
+    with pytest.raises(WarehouseError, match="forgotten while the snapshot was fetched"):
+        fetch_profiles(project, database, "people", progress=Meanwhile())
+    assert holding(tmp_path, ANN, MARKER) == []
+    assert fetch_profiles(project, database, "people").rows == 2
 
 
 # --- the command
