@@ -133,6 +133,9 @@ def _checked(ids: Iterable[str]) -> list[str]:
     # Rows without an id are of nobody, or of many.
     if any(not forms_of(id_) for id_ in given):
         raise ConfigError("an id is empty", hint="leave it out: rows with an empty id may be anyone's")
+    # As Python has bytes of the command line that are no UTF-8.
+    if any("\ud800" <= char <= "\udfff" for id_ in given for char in id_):
+        raise ConfigError("an id is not UTF-8 text", hint="give it as Mixpanel has it, with --file if need be")
     return given
 
 

@@ -310,7 +310,12 @@ def test_what_goes_wrong_is_told_and_changes_nothing(
         forget(database, [ANN])
     run_load("2024-03-01", "2024-03-01")
     before = database.read_bytes()
-    for ids, told in (([], "nobody is named"), (["", ANN], "an id is empty"), (["$device:"], "an id is empty")):
+    for ids, told in (
+        ([], "nobody is named"),
+        (["", ANN], "an id is empty"),
+        (["$device:"], "an id is empty"),
+        (["\udc80"], "an id is not UTF-8"),
+    ):
         with pytest.raises(ConfigError, match=told):
             forget(database, ids)
     with pytest.raises(WarehouseError, match="another load works on"), locked(database):
