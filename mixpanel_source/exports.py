@@ -418,6 +418,9 @@ def read_export(
             table = parsed.rows
             if filter_.events:  # whatever else came is not in what is replaced, and would be there twice later
                 table = table.filter(pc.is_in(table.column("event_name"), pa.array(filter_.events)))
+            if project.kept_out is not None:
+                table = project.kept_out.rows(table)
+                parsed.rejected = project.kept_out.lines(parsed.rejected)
             if parsed.strays or parsed.rejected:  # a line kept aside is replaced with its day
                 if len(window) > 1:
                     raise StrayTimesError

@@ -16,8 +16,9 @@ import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.engage import TABLES
-from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundError
+from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
+from mixpanel_source.kept_out import FORGOTTEN, KEPT_OUT, KeptOut, kept_out_of
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing import profiles as profile_parsing
@@ -43,7 +44,8 @@ WRITE_WAIT_S = 600.0
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LOADED_TABLES = frozenset(
-    {"events", "profiles", "event_days", "rejected_lines", "report_days", *TABLES, *settings.REPORT_TABLES, *LISTINGS}
+    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT}
+    | {*TABLES, *settings.REPORT_TABLES, *LISTINGS}
 )
 _SCHEMA = f'"{settings.DATASET}"'
 
@@ -83,6 +85,7 @@ def fetch_events(
         told.planned(plan.forecast())
         snapshot.file.write(EVENTS_SCHEMA.empty_table())
         warnings: list[str] = []
+        project = replace(project, kept_out=snapshot.kept_out)
         with project.client() as client, Exports(client, project, plan, filter_, told) as exports:
             while (rows := exports.next()) is not None:
                 with rows:
@@ -118,7 +121,7 @@ def fetch_profiles(
     with _snapshot(database, name, "profiles", told) as snapshot:
         snapshot.file.write(profile_parsing.SCHEMA.empty_table())
         with project.client() as client, client.profiles(where=where, on_page=told.profiles) as pages:
-            for table in tables_of(pages):
+            for table in tables_of(pages, snapshot.kept_out):
                 snapshot.file.write(table)
         return snapshot.write(None, {"where": where} if where else {})
 
@@ -151,6 +154,9 @@ def drop_all(database: Path, type_: FetchType | None = None) -> list[str]:
 
 
 class _Snapshot:
+    kept_out: KeptOut | None = None
+    """Of the database that it goes into."""
+
     def __init__(self, database: Path, name: str, type_: FetchType, file: ParquetFile, progress: LoadProgress) -> None:
         self.file = file
         self._progress = progress
@@ -169,6 +175,7 @@ class _Snapshot:
         with _transaction(self._database, WRITE_WAIT_S, self._progress.waiting) as connection:
             # Once more: another fetch may have made it meanwhile.
             _refuse_existing(self._name, connection)
+            _refuse_forgotten(self._fetched_at, connection)
             connection.execute(
                 f'CREATE TABLE {_SCHEMA}."{self._name}" AS SELECT * FROM read_parquet({literal(str(path))})'
             )
@@ -195,12 +202,16 @@ def _snapshot(database: Path, name: str | None, type_: FetchType, progress: Load
     if (lowered in _LOADED_TABLES and lowered != type_) or lowered == FETCHES or lowered.startswith("_dlt"):
         raise ConfigError(f"the name {name} is that of a table of loads", hint="choose another one")
     check_database(database)
+    kept_out = None
     if database.exists():
         with opened(database) as connection:
             _refuse_existing(name, connection)
+            kept_out = kept_out_of(connection)
     prepare_database(database)
     with ParquetFile(spool_folder()) as file:
-        yield _Snapshot(database, name, type_, file, progress)
+        snapshot = _Snapshot(database, name, type_, file, progress)
+        snapshot.kept_out = kept_out
+        yield snapshot
 
 
 def _refuse_existing(name: str, connection: duckdb.DuckDBPyConnection) -> None:
@@ -209,6 +220,15 @@ def _refuse_existing(name: str, connection: duckdb.DuckDBPyConnection) -> None:
             f"there is a table {name} already",
             hint="name the snapshot otherwise, or drop it; mpload load keeps events and profiles up to date",
         )
+
+
+def _refuse_forgotten(since: datetime, connection: duckdb.DuckDBPyConnection) -> None:
+    """What came before people were forgotten may hold them."""
+    if FORGOTTEN not in table_names(connection):
+        return
+    sql = f"SELECT 1 FROM {_SCHEMA}.{FORGOTTEN} WHERE forgotten_at >= TIMESTAMPTZ '{since.isoformat()}' LIMIT 1"
+    if connection.execute(sql).fetchall():
+        raise WarehouseError("people were forgotten while the snapshot was fetched", hint="fetch it again")
 
 
 @contextmanager

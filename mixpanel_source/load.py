@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, req
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports
+from mixpanel_source.kept_out import kept_out_of
 from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_record import recorded
 from mixpanel_source.pipeline import (
@@ -110,6 +111,7 @@ def load(
         prepare_database(database)
         with opened(database) as connection:
             refuse_snapshots(connection, resources)
+            project = replace(project, kept_out=kept_out_of(connection))
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
@@ -304,7 +306,7 @@ def _load_members(
 ) -> None:
     """Load the cohorts asked for in packages of some each; what is loaded stays if a later one fails."""
     with project.client() as client:
-        walks = CohortWalks(client, asked, progress.profiles)
+        walks = CohortWalks(client, asked, progress.profiles, project.kept_out)
         while not walks.is_done:
             run_package(pipeline, result.database, progress, "cohort_members", partial(members_package, walks))
             _count_rows(pipeline, table)

@@ -21,6 +21,7 @@ from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, days_to_load
 
 if TYPE_CHECKING:
+    from mixpanel_source.kept_out import KeptOut
     from mixpanel_source.report_questions import Question
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
@@ -53,6 +54,8 @@ class Project:
     """Whether a load keeps the typed tables in step."""
     questions: Sequence[Question] = field(default=(), hash=False)
     """What is asked for the tables of reports: see `report_questions.questions_of`."""
+    kept_out: KeptOut | None = field(default=None, compare=False, repr=False)
+    """Whose rows are left out of what is loaded: see `forget`."""
     base_url: str | None = None
     wait: bool = True
     """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""

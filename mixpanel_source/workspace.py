@@ -44,6 +44,9 @@ if TYPE_CHECKING:
     from mixpanel_source.load_plan import LoadPlan
     from mixpanel_source.verify import Verification
 
+if TYPE_CHECKING:
+    from mixpanel_source.forget import ForgetResult
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -297,6 +300,13 @@ class Workspace(Closing):
         """Remove every snapshot, or those of one type; their names."""
         self._close_connection()
         return drop_all(self.path, type)
+
+    def forget(self, ids: Sequence[str], *, keep_out: bool = False) -> ForgetResult:
+        """Delete people, as `forget.forget`."""
+        from mixpanel_source.forget import forget
+
+        self._close_connection()
+        return forget(self.path, ids, keep_out=keep_out)
 
     # --- the file
 

@@ -668,6 +668,18 @@ def test_a_terminal_is_asked_before_a_snapshot_is_dropped(answer: str, code: int
         assert connection.execute("SELECT count(*) FROM mixpanel.fetches").fetchall() == [(left,)]
 
 
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, 2), ("y", 0, 1)])
+def test_a_terminal_is_asked_before_people_are_forgotten(answer: str, code: int, left: int, tmp_path: Path) -> None:
+    path = tmp_path / "people.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("CREATE SCHEMA mixpanel")
+        connection.execute("CREATE TABLE mixpanel.profiles AS SELECT unnest(['ann', 'bob']) AS distinct_id")
+    done, shown = in_a_terminal(tmp_path, "forget", "ann", "--db", str(path), typed=f"{answer}\n")
+    assert (done, "Remove all rows of 1 id from " in shown) == (code, True)
+    with duckdb.connect(str(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM mixpanel.profiles").fetchall() == [(left,)]
+
+
 def test_a_reader_that_has_read_enough_ends_it_quietly(small: Path) -> None:
     process = subprocess.Popen(
         [*MPLOAD, "sql", "SELECT range, repeat('x', 100) FROM range(10000000)", "--db", str(small), "-f", "jsonl"],
@@ -797,6 +809,7 @@ def test_every_command_has_an_example_and_takes_the_global_options() -> None:
         "auth",
         "fetch",
         "drop",
+        "forget",
         "load",
         "plan",
         "verify",

@@ -125,6 +125,7 @@ CASES = {
     "fetch events": Case(("events_{format}", *SPAN, "--event", ODD), None, same=False),
     "fetch profiles": Case(("profiles_{format}",), None, same=False),
     "drop": Case(("old_{format}", "older_{format}", "--force"), 2, same=False),
+    "forget": Case(("nobody", "--force"), None, same=False),
 }
 
 WITHOUT_OUTPUT = {"sandbox": "serves until it is stopped, and tells its address on stderr"}
@@ -483,6 +484,10 @@ MISTAKES = [
     ("drop events --force", 3, "ConfigError"),
     ("drop nothing --force", 4, "TableNotFoundError"),
     ("drop --all --type cohorts --force", 3, "UsageError"),
+    ("forget", 3, "ConfigError"),
+    ("forget nobody", 3, "ConfigError"),
+    ("forget --file {missing} --force", 3, "ConfigError"),
+    ("forget nobody --force --db {missing}", 1, "WarehouseError"),
 ]
 
 

@@ -16,6 +16,7 @@ import typer
 from typer.main import get_command
 
 from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, plan, reports
+from mixpanel_source.cli.forget import forget
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.load import load
 from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
@@ -291,6 +292,7 @@ app.add_typer(reports.group)
 app.add_typer(auth.group)
 app.add_typer(fetch.group)
 command(fetch.drop)
+command(forget)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,8 +9,9 @@ import typer
 
 from mixpanel_source.cli.completion import DAY, snapshots
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
+from mixpanel_source.cli.messages import confirm_removal
 from mixpanel_source.cli.output import write_record, write_rows
-from mixpanel_source.errors import ConfigError, MixpanelDataError
+from mixpanel_source.errors import ConfigError
 
 if TYPE_CHECKING:
     from mixpanel_source.fetch import FetchResult
@@ -146,10 +146,7 @@ def drop(
         raise ConfigError("either names of tables or --all is needed, and not both", hint="mpload drop january")
     what = ", ".join(tables) if tables else f"every snapshot{f' of {type_}' if type_ else ''}"
     if not force:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise ConfigError(f"drop removes {what}", hint="add --force where nobody can be asked")
-        if not typer.confirm(f"Remove {what}?", err=True):
-            raise MixpanelDataError("nothing was removed")
+        confirm_removal("drop", what)
     database = options.find_database()
     if tables:
         drop_tables(database, tables)

@@ -9,6 +9,10 @@ import sys
 import warnings
 from typing import Any, TextIO
 
+import typer
+
+from mixpanel_source.errors import ConfigError, MixpanelDataError
+
 PROGRAM = "mpload"
 WAIT_WORTH_A_LINE_S = 5.0
 
@@ -40,6 +44,14 @@ def _say(line: str) -> None:
         print(line, file=sys.stderr)
     except OSError:  # a full disk: there is nobody left to tell, and the exit code is still to be right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def confirm_removal(command: str, what: str) -> None:
+    """Ask on the terminal. Raises MixpanelDataError for a no, ConfigError where nobody can be asked."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigError(f"{command} removes {what}", hint="add --force where nobody can be asked")
+    if not typer.confirm(f"Remove {what}?", err=True):
+        raise MixpanelDataError("nothing was removed")
 
 
 def report(error: str, message: str, hint: str | None, code: int, *, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from mixpanel_source.errors import (
     MixpanelDataError,
     ServerError,
 )
+from mixpanel_source.kept_out import KeptOut
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project
 from mixpanel_source.resources.load_package import (
@@ -45,12 +46,14 @@ class CohortWalks(InParts):
         client: MixpanelClient,
         asked: MembersAsked,
         on_page: Callable[[int, int | None], None] | None = None,
+        kept_out: KeptOut | None = None,
     ) -> None:
         super().__init__()
         self.history = asked.history
         self._client = client
         self._asked = asked
         self._on_page = on_page
+        self._kept_out = kept_out
         self._left: list[int] | None = None
         self._without_members = "1 = 0"
 
@@ -94,7 +97,7 @@ class CohortWalks(InParts):
                 self._stopped_by = error
                 break
             with pages:
-                for table in tables_of(pages):
+                for table in tables_of(pages, self._kept_out):
                     yield pa.table([pa.repeat(pa.scalar(id_, pa.int64()), len(table)), table[0]], schema=_SCHEMA)
             walked.append(id_)
         if walked:
@@ -134,8 +137,9 @@ def cohort_members(
 
     @dlt.resource(name="cohort_members", write_disposition=replacing("1 = 0"))
     def read() -> Iterator[Any]:
-        with open_project().client() as client:
-            yield from _items(CohortWalks(client, asked, on_page), None)
+        project = open_project()
+        with project.client() as client:
+            yield from _items(CohortWalks(client, asked, on_page, project.kept_out), None)
 
     return read
 

@@ -42,7 +42,7 @@ def group_profiles(
             yield with_load_id(_SCHEMA.empty_table())
             for id_ in ids:
                 with client.profiles(data_group_id=id_, on_page=on_page) as pages:
-                    for table in tables_of(pages):
+                    for table in tables_of(pages, project.kept_out):
                         group = pa.repeat(pa.scalar(id_, pa.string()), len(table))
                         yield with_load_id(table.add_column(0, _SCHEMA.field(0), group))
         about_to_write()

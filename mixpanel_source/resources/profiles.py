@@ -14,6 +14,7 @@ from dlt.extract import DltResource
 from mixpanel_source.bodies import ProfilePages
 from mixpanel_source.client import compact
 from mixpanel_source.engage import LAST, PROFILES_HISTORY, ProfilesAsked
+from mixpanel_source.kept_out import KeptOut
 from mixpanel_source.parsing import profiles as parsing
 from mixpanel_source.project import Project
 from mixpanel_source.resources.load_package import (
@@ -66,8 +67,9 @@ def profiles(
         whole = since is None and asked.where is None and asked.filter_by_cohort is None
         began = datetime.now(UTC)
         nameless = 0
+        project = open_project()
         with (
-            open_project().client() as client,
+            project.client() as client,
             client.profiles(
                 where=_expression(asked.where, since),
                 output_properties=asked.output_properties or None,
@@ -81,7 +83,7 @@ def profiles(
             if asked.history:
                 yield keeping_history(_HISTORY_SCHEMA, PROFILES_HISTORY, "1 = 0", COLUMNS)
             yield with_load_id(schema.empty_table())
-            for table in tables_of(pages):
+            for table in tables_of(pages, project.kept_out):
                 if not whole:
                     # Nothing would tell which row of the table they take the place of.
                     nameless += table.column("distinct_id").null_count
@@ -104,12 +106,14 @@ def profiles(
     return read
 
 
-def tables_of(pages: ProfilePages) -> Iterator[pa.Table]:
-    """The profiles of a walk as tables of parsing.SCHEMA, each profile once."""
+def tables_of(pages: ProfilePages, kept_out: KeptOut | None) -> Iterator[pa.Table]:
+    """The profiles of a walk as tables of parsing.SCHEMA, each profile once, those of `kept_out` left out."""
     # Where a walk gave some profile twice, the later one stays: it is looked for from the end.
     seen: set[str] | None = set() if pages.distinct < pages.profiles else None
     for page in pages if seen is None else reversed(pages):
         table = parsing.to_arrow(page)
+        if kept_out is not None:
+            table = kept_out.rows(table)
         yield table if seen is None else _unseen(table, seen)
 
 
