@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mixpanel_source.exports import EventFilter
 from mixpanel_source.fetch import fetch_events
 from mixpanel_source.load_plan import LoadPlan, plan_load
 from mixpanel_source.project import Project
+from mixpanel_source.resources.events import PackageLimits
 from mixpanel_source.sandbox import Fault, Sandbox
 from mixpanel_source.windows import DateRange, Window
 from mixpanel_source.workspace import Workspace
@@ -276,6 +278,10 @@ def test_what_has_a_name_that_mixpanel_does_not_tell_is_missed_and_that_is_told(
         run_load(old, old, project=replace(project, retries=0))
     assert ns(sql) == [1, 3, 5, 7, 9, 11]
     assert sql("select filter from event_days") == [('{"event":"Now"}',)]
+    run_load(old, old, events=("Then",))
+    with pytest.raises(IncompleteExportError):
+        run_load(old, old, project=replace(project, retries=0))
+    assert ns(sql) == list(range(12))  # what was named before stays
 
 
 def test_a_day_that_is_there_as_a_whole_stays_as_it_is(
@@ -291,6 +297,17 @@ def test_a_day_that_is_there_as_a_whole_stays_as_it_is(
         run_load(BIG_DAY, BIG_DAY, refresh=True, project=replace(project, retries=0))
     assert (sql("select * from events order by event_id"), sql("select * from event_days")) == before
     assert len(asked(sandbox)) == 1
+
+
+def test_the_parts_of_a_day_may_come_in_load_packages_of_their_own(
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("mixpanel_source.load"), "PackageLimits", lambda: PackageLimits(bytes=1))
+    fill_big_day(sandbox)
+    result = run_load(BIG_DAY, BIG_DAY, project=replace(project, retries=0), raises=False)
+    assert by_name(sql) == [("A", 7), ("B", 6), ("C", 4), ("D", 2)]
+    assert sql("select count(distinct _dlt_load_id) from event_days")[0][0] > 1
+    assert (result.tables[0].rows, result.tables[0].days) == (19, 1)
 
 
 def test_events_asked_for_by_name_are_complete_in_parts(
@@ -434,6 +451,14 @@ def test_a_plan_tells_what_a_load_then_asks_for(workspace: Workspace, sandbox: S
     assert after.forecast.bytes is not None
     assert after.forecast.bytes > 18 * 50
     assert plan(refresh=True).sizes["loaded"] == 4
+    # Where both tell, it is what was loaded.
+    far = days("2024-01-01", 70)
+    sandbox.faults.next("events", counts(far, 2_000_000))
+    both = workspace.plan(from_date=far[0], to_date=march[-1], refresh=True, count=True)
+    assert (both.sizes["loaded"], both.sizes["counted"]) == (4, 32)
+    [window] = [one.window for one in both.forecast.windows if date(2024, 3, 3) in one.window]
+    assert date(2024, 3, 6) in window
+    sandbox.requests.clear()
     assert plan(events=["E"]).forecast.requests == 2
     assert plan(where="true").sizes["unknown"] == 10
     assert sandbox.requests == []

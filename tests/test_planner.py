@@ -146,6 +146,16 @@ def test_a_new_day_is_joined_with_the_unsettled_ones_that_it_is_like() -> None:
     assert lengths(play(Plan(YEAR[5:10], sizes=big), lambda _: 700_000).whole) == [1] * 5
 
 
+def test_a_new_day_is_as_large_as_the_seven_nearest_are_on_average() -> None:
+    sizes = {one: 100 * number for number, one in enumerate(YEAR[:10])}
+    plan = Plan(YEAR[8:11], WindowLimits(2, 100_000), sizes)
+    assert [planned.events for planned in plan.forecast().windows] == [800 + 900, sum(range(3, 10)) * 100 // 7]
+    window = plan.next()
+    assert window == Window(YEAR[8], YEAR[9])
+    plan.came(window, 1_700, 1_700)  # which tells of days that are known already
+    assert [planned.events for planned in plan.forecast().windows] == [(300 + 400 + 500 + 600 + 700 + 1_700) // 7]
+
+
 # --- what it asks for
 
 
@@ -248,6 +258,18 @@ def test_after_a_cut_window_no_other_is_as_long_until_some_came_whole() -> None:
     assert lengths(asked.whole[:PATIENCE]) == [7] * PATIENCE
     assert asked.days == YEAR
     assert len(asked.cut) <= 6
+
+
+def test_a_first_trouble_is_forgotten_soon_whatever_came_before() -> None:
+    plan = Plan(YEAR, sizes=dict.fromkeys(YEAR, 10))
+    for _ in range(6):
+        window = plan.next()
+        assert window is not None
+        plan.came(window, 300, 3_000)
+    window = plan.next()
+    assert window is not None
+    plan.cut(window)
+    assert lengths(play(plan, lambda _: 10).whole) == [*[15] * 4, *[30] * 4, 5]
 
 
 def test_a_short_trouble_does_not_make_all_windows_short() -> None:
