@@ -459,7 +459,8 @@ _NUMBERS: Final = ("UBIGINT", "BIGINT", "DOUBLE")
 _EXACT_CHARS: Final = 15
 """Whole numbers of so many characters are `integer`: a double has room for all their digits."""
 _BIGINT_CHARS: Final = 18
-"""Those of so many fit a BIGINT, and some of more."""
+"""Those of so many fit a BIGINT, and some of up to _MOST_BIGINT_CHARS."""
+_MOST_BIGINT_CHARS: Final = 20
 
 
 def _properties(connection: duckdb.DuckDBPyConnection, event: str | None, rows: Rows) -> Columns:
@@ -527,7 +528,8 @@ def _numbers(values: pa.Array) -> Iterator[tuple[JsonType, npt.NDArray[np.int64]
 
 def _rare_type(number: str) -> JsonType:
     if number.lstrip("-").isdigit():
-        return "bigint" if -(2**63) <= int(number) < 2**63 else "bignumber"
+        # Python reads no whole number of more than 4300 digits.
+        return "bigint" if len(number) <= _MOST_BIGINT_CHARS and -(2**63) <= int(number) < 2**63 else "bignumber"
     return "bignumber" if math.isinf(float(number)) else "double"
 
 

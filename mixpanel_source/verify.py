@@ -221,7 +221,7 @@ class _Loaded:
     def read(self, connection: duckdb.DuckDBPyConnection) -> None:
         exported = self.export_days
         self._rows = _rows(connection, f"{LOADED_DAYS_SQL} AND day {_between(exported)}")
-        for day, label, _, _, count in self._rows:
+        for day, label, _, _, count, _ in self._rows:
             self._recorded[day][label] = count
         if not self.names:
             self.names = {name for (name,) in _rows(connection, "SELECT DISTINCT event_name FROM events")}

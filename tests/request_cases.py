@@ -165,7 +165,7 @@ class Loads:
                 CREATE SCHEMA mixpanel;
                 SET search_path = 'mixpanel';
                 CREATE TABLE _dlt_loads AS SELECT '1' AS load_id, 0 AS status;
-                CREATE TABLE event_days AS SELECT DATE '{FIRST}' AS day, NULL::VARCHAR AS filter, 0 AS rows,
+                CREATE TABLE event_days AS SELECT DATE '{FIRST}' AS day, NULL::VARCHAR AS filter, 0 AS rows, 0 AS bytes,
                     TIMESTAMPTZ '{NOW}' AS exported_at, true AS complete, '1' AS _dlt_load_id;
                 CREATE TABLE events (event_name VARCHAR, event_time TIMESTAMPTZ, event_date DATE, distinct_id VARCHAR,
                     insert_id VARCHAR, properties JSON)

@@ -116,7 +116,10 @@ def test_the_tables_have_the_columns_and_types_promised(run_load: RunLoad, sandb
     run_load("2024-03-01", "2024-03-01")
 
     def columns(table: str) -> dict[str, str]:
-        found = sql(f"select column_name, data_type from information_schema.columns where table_name = '{table}'")
+        found = sql(
+            "select column_name, data_type from information_schema.columns"
+            f" where table_schema = 'mixpanel' and table_name = '{table}'"
+        )
         return dict(found)
 
     assert columns("events") == {

@@ -167,7 +167,10 @@ def test_the_table_has_the_columns_and_types_promised(run_load: RunLoad, sandbox
     raw = b'{"$distinct_id":"u","$properties":{"$last_seen":"2024-03-05T14:00:02","n":1.10,"s":"\\ud800"}}'
     sandbox.set_profiles([raw])
     run_load(resources=PROFILES)
-    columns = sql("select column_name, data_type from information_schema.columns where table_name = 'profiles'")
+    columns = sql(
+        "select column_name, data_type from information_schema.columns"
+        " where table_schema = 'mixpanel' and table_name = 'profiles'"
+    )
     assert dict(columns) == {
         "distinct_id": "VARCHAR",
         "last_seen": "TIMESTAMP",
