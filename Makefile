@@ -4,11 +4,12 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 BENCH_EVENTS ?= 1000000
 
-.PHONY: help demo test test-long check bench format clean
+.PHONY: help demo test test-long coverage check bench format clean
 help:
 	@echo "make demo    load real data over HTTP into DuckDB and show answers from it"
 	@echo "make test    the test suite"
 	@echo "make test-long  the tests that take longer: many runs, random data, real time"
+	@echo "make coverage  all tests, and what of the code they do not reach"
 	@echo "make check   lint and types"
 	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"
 	@echo "make format  put the code in its form"
@@ -30,6 +31,9 @@ test: .venv/ready
 test-long: .venv/ready
 	$(BIN)/pytest -n 2 -m long
 
+coverage: .venv/ready
+	$(BIN)/pytest -n 2 --cov --cov-report=term-missing:skip-covered
+
 check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +47,4 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .coverage* bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis

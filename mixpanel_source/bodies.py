@@ -340,13 +340,14 @@ def _discard(file: IO[bytes], path: Path, owner: int) -> None:
             path.unlink()
 
 
-def remove_stale(folder: Path, older_than_s: float = STALE_SPOOL_S) -> None:
+def remove_stale(folder: Path, older_than_s: float | None = None) -> None:
     """Removes spool files whose process was killed: nobody holds their lock."""
     if fcntl is None:
         return
+    least_s = STALE_SPOOL_S if older_than_s is None else older_than_s
     for path in folder.glob(_SPOOL_PREFIX + "*"):
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > older_than_s:
+            if time.time() - path.stat().st_mtime > least_s:
                 with path.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()

@@ -18,6 +18,8 @@ import duckdb
 import pytest
 from mpload_here import run
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 ACCOUNT = 'username = "x"\nsecret = "pl4nted"\nproject_id = "1"\nregion = "us"\n'
 

@@ -35,6 +35,8 @@ from mixpanel_source.typed import is_in_step
 from mixpanel_source.warehouse import DatabaseBusyError, pipelines_folder
 from mixpanel_source.workspace import Workspace
 
+pytestmark = pytest.mark.long
+
 ANN, DEVICE, MARKER = "ann@example.com", "dev-0f3a", "m4rker"
 FIRST, LAST = date(2024, 3, 1), date(2024, 3, 2)
 TABLES = "SELECT table_schema || '.' || table_name FROM information_schema.tables WHERE table_type = 'BASE TABLE'"

@@ -25,6 +25,8 @@ from mixpanel_source.sandbox import Fault, Sandbox
 from mixpanel_source.windows import DateRange, Window
 from mixpanel_source.workspace import Workspace
 
+pytestmark = pytest.mark.long
+
 YEAR = days("2023-03-12", 365)
 """Up to yesterday."""
 

@@ -34,6 +34,8 @@ from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.source import mixpanel_source
 from mixpanel_source.workspace import Workspace
 
+pytestmark = pytest.mark.long
+
 MARCH_8, MARCH_9, MARCH_10 = "2024-03-08", "2024-03-09", "2024-03-10"
 DAILY = {"report": "daily", "event": "A"}
 

@@ -30,6 +30,8 @@ from mixpanel_source.reports import Reports
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.windows import DateRange
 
+pytestmark = pytest.mark.long
+
 NEW_YORK = ZoneInfo("America/New_York")
 NOW = datetime(2024, 3, 20, 12, tzinfo=UTC)
 

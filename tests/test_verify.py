@@ -26,6 +26,8 @@ from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.verify import DayCount, Verification, verify
 from mixpanel_source.windows import DateRange
 
+pytestmark = pytest.mark.long
+
 Verify = Callable[..., Verification]
 Row = tuple[str, str | None, int, int | None, str]
 
