@@ -26,7 +26,7 @@ import requests_mock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mixpanel_source import bodies
+from mixpanel_source import bodies, transport
 from mixpanel_source.bodies import ExportBody, LineWatch
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Credentials
@@ -475,6 +475,38 @@ def test_a_429_that_stays_is_a_rate_limit_error_after_the_retries(make: Make, mo
         make().export(DAY)
     assert clock.sleeps == [1, 2, 4]
     assert caught.value.retry_after == 8
+
+
+def test_without_retries_an_hourly_limit_that_others_use_up_is_told_at_once(
+    make: Make, mock: Mock, clock: Clock
+) -> None:
+    mock.get(EXPORT, status_code=429, text="61/60 queries running in the last hour")
+    with pytest.raises(RateLimitError):
+        make(retries=0).export(DAY)
+    assert (len(mock.request_history), clock.sleeps) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "hourly"),
+    [
+        ("1/5 queries running concurrently and 61/60 queries running in the last hour", True),
+        ("5/5 queries running concurrently and 12/60 queries running in the last hour", False),
+        ("5/5 queries running concurrently", False),
+        ("too many in the last hour", True),
+        ("too many export requests in progress", False),
+    ],
+)
+def test_a_429_tells_the_limit_by_the_hour_from_that_of_requests_at_once(text: str, hourly: bool) -> None:
+    assert transport.is_hourly(text) is hourly
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [(" 7 ", 7.0), ("0.5", 0.5), ("Thu, 01 Jan 1970 00:01:40 GMT", 10.0), ("Thu, 01 Jan 1970 00:00:10 GMT", 0.0),
+     ("soon", None), (None, None)],
+)  # fmt: skip
+def test_both_forms_of_retry_after_are_seconds_from_now(header: str | None, seconds: float | None) -> None:
+    assert transport.retry_after(header, 90.0) == seconds
 
 
 def test_an_hourly_limit_that_others_use_up_is_waited_out_for_an_hour(make: Make, mock: Mock, clock: Clock) -> None:
