@@ -638,6 +638,7 @@ def test_an_unknown_resource_is_refused(run_load: RunLoad) -> None:
         run_load(resources=("people",))
 
 
+@pytest.mark.long
 def test_a_load_killed_at_any_moment_is_made_good_by_the_next(
     server: SandboxServer, sandbox: Sandbox, tmp_path: Path
 ) -> None:
