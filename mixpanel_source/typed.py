@@ -461,6 +461,9 @@ _EXACT_CHARS: Final = 15
 _BIGINT_CHARS: Final = 18
 """Those of so many fit a BIGINT, and some of up to _MOST_BIGINT_CHARS."""
 _MOST_BIGINT_CHARS: Final = 20
+_PLAIN_DOUBLE_CHARS: Final = 300
+"""Without an exponent, a number of so few characters is none that a double cannot hold."""
+_FIRST_OF_NUMBERS: Final = np.frombuffer(b"-0123456789NnIi", np.uint8)
 
 
 def _properties(connection: duckdb.DuckDBPyConnection, event: str | None, rows: Rows) -> Columns:
@@ -511,16 +514,21 @@ def _number_types(connection: duckdb.DuckDBPyConnection, rows: Rows, names: Sequ
 
 def _numbers(values: pa.Array) -> Iterator[tuple[JsonType, npt.NDArray[np.int64]]]:
     """Where among JSON values the numbers of each type are, infinities and NaN included."""
-    size = pc.binary_length(values)
-    is_whole = pc.match_substring_regex(values, "^-?[0-9]+$")
-    is_short = pc.less_equal(size, _EXACT_CHARS)
-    yield "integer", _places(pc.and_(is_whole, is_short))
-    yield "bigint", _places(pc.and_(pc.and_(is_whole, pc.invert(is_short)), pc.less_equal(size, _BIGINT_CHARS)))
-    yield "double", _places(pc.match_substring_regex(values, r"^-?([0-9]+\.[0-9]+$|(?i:nan|inf))"))
-    # What is left is rare: long ones, and those with an exponent.
-    rest = _places(
-        pc.or_(pc.and_(is_whole, pc.greater(size, _BIGINT_CHARS)), pc.match_substring_regex(values, "^[-0-9].*e"))
-    )
+    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+    text = np.frombuffer(values.buffers()[2] or b"\0", np.uint8)
+    size = np.diff(offsets)
+    first = np.where(size > 0, text[np.minimum(offsets[:-1], len(text) - 1)], 0)
+    is_number = np.isin(first, _FIRST_OF_NUMBERS) & ~((first == ord("n")) & (size == len("null")))
+    is_whole = is_number & _flags(pc.ascii_is_decimal(values))
+    is_short = is_whole & (size <= _EXACT_CHARS)
+    is_bigint = is_whole & ~is_short & (size <= _BIGINT_CHARS)
+    has_point = is_number & ~is_whole & _flags(pc.match_substring(values, "."))
+    is_double = has_point & (size <= _PLAIN_DOUBLE_CHARS) & ~_flags(pc.match_substring(values, "e"))
+    yield "integer", np.flatnonzero(is_short)
+    yield "bigint", np.flatnonzero(is_bigint)
+    yield "double", np.flatnonzero(is_double)
+    # What is left is rare: those below zero, long ones, those with an exponent, infinities and NaN.
+    rest = np.flatnonzero(is_number & ~(is_short | is_bigint | is_double))
     by_type = [_rare_type(value) for value in values.take(pa.array(rest)).to_pylist()]
     for type_ in set(by_type):
         yield type_, rest[[known == type_ for known in by_type]]
@@ -528,13 +536,17 @@ def _numbers(values: pa.Array) -> Iterator[tuple[JsonType, npt.NDArray[np.int64]
 
 def _rare_type(number: str) -> JsonType:
     if number.lstrip("-").isdigit():
+        if len(number) <= _EXACT_CHARS:
+            return "integer"
         # Python reads no whole number of more than 4300 digits.
         return "bigint" if len(number) <= _MOST_BIGINT_CHARS and -(2**63) <= int(number) < 2**63 else "bignumber"
-    return "bignumber" if math.isinf(float(number)) else "double"
+    is_sent_as_infinity = "n" in number.lower()
+    return "bignumber" if math.isinf(float(number)) and not is_sent_as_infinity else "double"
 
 
-def _places(mask: pa.BooleanArray) -> npt.NDArray[np.int64]:
-    return np.flatnonzero(mask.fill_null(False).to_numpy(zero_copy_only=False))
+def _flags(mask: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    flags: npt.NDArray[np.bool_] = mask.fill_null(False).to_numpy(zero_copy_only=False)
+    return flags
 
 
 def _pointers(properties: Iterable[str]) -> str:
