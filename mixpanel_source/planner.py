@@ -6,6 +6,7 @@ Nothing here asks anybody anything: what is known of the days' sizes goes in, wi
 from __future__ import annotations
 
 import copy
+import math
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -217,8 +218,8 @@ class Plan:
     def _most_events(self) -> float | None:
         """In one window; None where it does not matter."""
         limits: list[float] = [] if self._limits.events is None else [self._limits.events]
-        if self._limits.bytes is not None and self._event_bytes:
-            limits.append(self._limits.bytes / self._event_bytes)
+        if self._limits.bytes is not None:  # nobody knows yet how many events that is before the first has come
+            limits.append(self._limits.bytes / self._event_bytes if self._event_bytes else math.inf)
         return min(limits, default=None)
 
     def _size(self, day: date) -> float | None:
