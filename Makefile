@@ -4,7 +4,7 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 BENCH_EVENTS ?= 1000000
 
-.PHONY: help demo test test-long coverage check bench format clean
+.PHONY: help demo test test-long coverage check bench soak format clean
 help:
 	@echo "make demo    load real data over HTTP into DuckDB and show answers from it"
 	@echo "make test    the test suite"
@@ -12,6 +12,7 @@ help:
 	@echo "make coverage  all tests, and what of the code they do not reach"
 	@echo "make check   lint and types"
 	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"
+	@echo "make soak    hours of trials: kills, shared limits, storms, long histories, broken servers (TRIALS=...)"
 	@echo "make format  put the code in its form"
 	@echo "make clean   remove what the targets made"
 
@@ -41,6 +42,9 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m bench $(BENCH_EVENTS)
+
+soak: .venv/ready
+	$(BIN)/python -m soak $(TRIALS)
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
