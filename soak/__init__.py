@@ -1,1 +1,1 @@
-"""Long trials of the whole product against the sandbox: kills, shared limits, storms, long histories, broken servers."""
+"""Long trials of the product against the sandbox: kills, shared limits, storms, long histories, broken servers."""

@@ -17,10 +17,12 @@ TRIALS: tuple[str, ...] = ()
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
-    parser.add_argument("trials", nargs="*", choices=TRIALS, metavar="TRIAL", help=", ".join(TRIALS))
+    parser.add_argument("trials", nargs="*", metavar="TRIAL", help=", ".join(TRIALS))
     parser.add_argument("--seed", type=int, default=1, help="of everything random (default 1)")
     parser.add_argument("--size", type=float, default=1.0, help="share of the whole trial (default 1.0)")
     arguments = parser.parse_args()
+    if unknown := set(arguments.trials) - set(TRIALS):
+        parser.error(f"there is no trial {', '.join(sorted(unknown))}; there are: {', '.join(TRIALS)}")
     failed = 0
     for name in arguments.trials or TRIALS:
         started = time.monotonic()

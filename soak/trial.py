@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """How long and from which seed. `size` scales a trial down: 1.0 is the whole of it, the suite runs small samples."""
+    """Where, how long and from which seed. `size` scales a trial down: the suite runs small samples."""
 
     folder: Path
     """Scratch, empty, removed afterwards."""
