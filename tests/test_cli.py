@@ -29,6 +29,7 @@ from urllib.parse import quote
 import duckdb
 import pytest
 import requests
+from ledger_requests import spend
 
 from mixpanel_source import errors
 from mixpanel_source.cli import app, exit_codes, messages, output
@@ -248,7 +249,7 @@ def test_no_wait_ends_with_5_where_the_hour_is_used_up_and_status_tells_of_it(tm
     with SandboxServer(sandbox) as server:
         ledger = RequestLedger(tmp_path / "data" / "ledger.sqlite", origin=server.url, project_id="1")
         ledger.penalize("export", 1800)
-        ledger.try_acquire("query")
+        spend(ledger, "query")
         done = run("load", "events", "--from", "2013-03-05", "--to", "2013-03-05", "--no-wait", env=account(server))
         assert (done.returncode, sandbox.requests) == (5, [])
         assert "the request limit of project 1 is used up" in done.stderr
@@ -383,8 +384,7 @@ def test_a_load_that_has_to_wait_says_beforehand_what_it_takes(
     ]:
         display = LoadDisplay(quiet)
         display.ledger = RequestLedger(None, origin="x", project_id="1", limits={"export": ((60, 3600.0),)})
-        for _ in range(52):
-            display.ledger.try_acquire("export")
+        spend(display.ledger, "export", 52)
         display.planned(plan.forecast())
         assert capsys.readouterr().err == said
 
