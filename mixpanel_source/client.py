@@ -24,7 +24,7 @@ import requests
 import requests.exceptions
 
 from mixpanel_source import bodies, settings, transport
-from mixpanel_source.credentials import Credentials
+from mixpanel_source.credentials import Credentials, Secret
 from mixpanel_source.errors import (
     AuthenticationError,
     ConfigError,
@@ -57,7 +57,8 @@ _TIMED_OUT = re.compile(r"\W*((query|request) )?(timeout|timed out)( error)?\W*"
 class MixpanelClient:
     """Mixpanel's read APIs for one project. Opens nothing until the first request; usable by several threads.
 
-    `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `wait` allows waiting for an hourly limit;
+    `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `ledger_url` (else `MP_LEDGER_URL`) and
+    `request_share` are the ledger's, unless one is given. `wait` allows waiting for an hourly limit;
     without it such a wait is a `RateLimitError`. `on_wait` is told (seconds, why) before every wait. `clock` gives
     epoch seconds, in place of the machine's clocks, and `sleep` has to move it. A closed client stays closed: waits
     end, and what it handed out ends with a `RuntimeError`.
@@ -73,6 +74,8 @@ class MixpanelClient:
         export_timeout_s: float = settings.EXPORT_TIMEOUT_S,
         spool_folder: Path | None = None,
         ledger: RequestLedger | None = None,
+        ledger_url: str | Secret | None = None,
+        request_share: float = 1.0,
         wait: bool = True,
         session: requests.Session | None = None,
         clock: Callable[[], float] | None = None,
@@ -109,6 +112,8 @@ class MixpanelClient:
             settings.data_folder() / "ledger.sqlite",
             origin=self.origin("query"),
             project_id=credentials.project_id,
+            share=request_share,
+            url=ledger_url or os.environ.get("MP_LEDGER_URL"),
             clock=clock,
         )
 

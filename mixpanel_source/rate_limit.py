@@ -1,4 +1,4 @@
-"""The request ledger: what was asked of Mixpanel in the last hour, by every process of this machine.
+"""The request ledger: what was asked of Mixpanel in the last hour, by every process of this machine, or of several.
 
 Mixpanel counts requests for a whole project, so one budget is shared. A permit is good for every limit at once (60 an
 hour, 3 a second and 100 under way, for exports), and permits are given first come, first served.
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mixpanel_source import settings
+from mixpanel_source.credentials import Secret
 from mixpanel_source.errors import RateLimitError, WarehouseError
 from mixpanel_source.ledger.clock import system_clock, wall_clock
 from mixpanel_source.ledger.file_store import FileStore
@@ -42,8 +43,9 @@ class Spent(NamedTuple):
 class RequestLedger:
     """Permits for one project's requests to one origin, counted by API family; usable by several threads.
 
-    `path` None keeps the counts in memory, for this object alone. `clock` gives epoch seconds, in place of the
-    machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot be used.
+    The counts are in the Postgres database at `url`; without it in the file `path`; without both in memory, for this
+    object alone. `share` of the limit by the hour is used, the rest left to other tools. `clock` gives epoch seconds,
+    in place of the machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot be used.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class RequestLedger:
         project_id: str,
         limits: Mapping[ApiFamily, Sequence[tuple[int, float]]] = settings.LIMITS,
         at_once: Mapping[ApiFamily, int] = settings.MAX_CONCURRENT,
+        share: float = 1.0,
+        url: str | Secret | None = None,
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -62,9 +66,16 @@ class RequestLedger:
         self.project_id = project_id
         self._limits = limits
         self._at_once = at_once
+        self._share = share
         self._sleep = sleep
         read_clock = wall_clock(clock) if clock else system_clock
-        self._store: Store = FileStore(path, read_clock) if path else MemoryStore(read_clock)
+        self._store: Store
+        if url:
+            from mixpanel_source.ledger.postgres_store import PostgresStore
+
+            self._store = PostgresStore(Secret(url))
+        else:
+            self._store = FileStore(path, read_clock) if path else MemoryStore(read_clock)
         self._here = _RequestsHere()
 
     @contextmanager
@@ -158,10 +169,14 @@ class RequestLedger:
         return Key(self.origin, self.project_id, family)
 
     def _limits_of(self, family: ApiFamily) -> Limits:
-        return Limits(self._limits[family], self._at_once[family])
+        limits = Limits(self._limits[family], self._at_once[family])
+        if family not in settings.HOURLY:
+            return limits
+        shared = [(max(1, int(n * self._share + 1e-9)) if s == limits.longest[1] else n, s) for n, s in limits.rates]
+        return limits._replace(rates=shared)
 
     def _used_up(self, family: ApiFamily, needed: float) -> RateLimitError:
-        limits = " and ".join(f"{allowed} in {period:.0f} s" for allowed, period in self._limits[family])
+        limits = " and ".join(f"{allowed} in {period:.0f} s" for allowed, period in self._limits_of(family).rates)
         minutes = f"{needed / 60:.0f} minutes" if needed >= 120 else f"{needed:.0f} seconds"
         return RateLimitError(
             f"the request limit of project {self.project_id} is used up ({family} API: {limits})",

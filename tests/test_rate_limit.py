@@ -129,6 +129,17 @@ def test_what_is_spent_is_counted_by_the_hour(clock: Clock) -> None:
     assert requests.spent("query") == Spent(0, 60, 0.0)
 
 
+def test_a_share_of_the_hour_is_left_to_others(path: Path | None, clock: Clock) -> None:
+    requests = ledger(path, clock, share=0.05)
+    spend(requests, "export", 3)
+    assert requests.spent("export") == pytest.approx((3, 3, 3600 + MARGIN_S))
+    with pytest.raises(RateLimitError, match="3 in 3600 s and 3 in 1 s"), requests.permit("export", wait=False):
+        pass
+    assert ledger(path, clock, share=0.001).spent("query").allowed == 1
+    spend(requests, "lexicon", 5)  # whose limit is none by the hour
+    assert clock.sleeps == []
+
+
 def test_asking_what_is_spent_makes_no_file(tmp_path: Path, clock: Clock) -> None:
     requests = ledger(tmp_path / "data" / "ledger.sqlite", clock)
     assert requests.spent("export") == Spent(0, 60, 0.0)
