@@ -205,6 +205,18 @@ def test_a_record_that_cannot_be_read_counts_as_empty(tmp_path: Path, clock: Clo
     assert ledger(path, clock).spent("query").used == 0
 
 
+def test_ledgers_of_one_process_write_to_one_file_at_the_same_time(tmp_path: Path) -> None:
+    limits: Any = {"app": ((999, 60.0),)}
+    ledgers = [
+        RequestLedger(tmp_path / "l.sqlite", origin="o", project_id=str(n % 2), limits=limits, at_once={"app": 9})
+        for n in range(4)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(spend, requests, "app", 8) for requests in ledgers]:
+            done.result()
+    assert [requests.spent("app").used for requests in ledgers] == [16, 16, 16, 16]
+
+
 QUICK: Any = {"limits": {"app": ((3, 0.2), (8, 1.0))}, "at_once": {"app": 4}}
 
 

@@ -29,11 +29,10 @@ class FileStore:
         self._path = path
         self._clock = clock
         self._holders = Holders(path.with_name(f"{path.name}.holders"))
-        self._lock = threading.Lock()  # threads wait better here than for SQLite
 
     @contextmanager
     def changing(self, key: Key) -> Iterator[Opened]:
-        with self._lock, _database_errors(self._path):
+        with _alone(self._path), _database_errors(self._path):
             holder = self._holders.own()
             with closing(_connect(self._path)) as connection:
                 connection.execute("begin immediate")
@@ -52,15 +51,28 @@ class FileStore:
                     with closing(_connect_read_only(self._path)) as connection:
                         text = _text(connection, key)
                 except sqlite3.OperationalError:  # what a killed process left half written is to be undone first
-                    with closing(_connect(self._path)) as connection:
+                    with _alone(self._path), closing(_connect(self._path)) as connection:
                         text = _text(connection, key)
         reading = self._clock()
         return loaded(text, reading), reading.now
 
 
+_locks: dict[tuple[Path, int], threading.Lock] = {}
+"""By file and process."""
+_locks_lock: Final = threading.Lock()
+
+
+def _alone(path: Path) -> threading.Lock:
+    """What a thread of this process holds while it writes, whichever ledger it uses. They wait better here than for
+    SQLite, and the file is made by one of them."""
+    with _locks_lock:
+        return _locks.setdefault((path.absolute(), os.getpid()), threading.Lock())
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it readable by all
+    if not path.exists():  # closing it ends the locks that others in this process have on it, as POSIX wants it
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it readable by all
     # One connection for each use: they are short, and none is shared by threads or inherited by a fork.
     connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     try:
