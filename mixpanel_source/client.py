@@ -389,7 +389,8 @@ class MixpanelClient:
         ) as permit:
             self._check_open()
             with self._send(call) as response:
-                permit.arrived()
+                if call.family == "export":  # other answers are here in a moment
+                    permit.arrived()
                 if response.status_code != 200:
                     raise self._refused(call, response)
                 return receive(response)

@@ -308,6 +308,7 @@ def test_plan_tells_what_a_load_would_ask_for_and_asks_nothing(
     assert "requests  3 requests\ntime      no waiting: 0 of 60 export requests are spent this hour\n" in shown
     assert "events    about 3,341: 11 days like the nearest of those\n" in shown
     assert "windows   2013-03-04 to 2013-03-07: about 1,215 events\n" in shown
+    assert json.loads(plan("json", "--request-share", "0.5"))["allowed"] == 30
     new = plan("table", "--window-days", "1")
     assert "requests  14 requests\n" in new
     assert "events    not known: --count asks Mixpanel\n" in new

@@ -540,6 +540,17 @@ def test_every_attempt_is_entered_in_the_ledger(make: Make, mock: Mock, clock: C
     assert budget.spent("export").used == 3
 
 
+def test_an_export_counts_from_when_its_answer_begins(make: Make, mock: Mock, clock: Clock) -> None:
+    mock.get(EXPORT, **zipped(ROWS))
+    budget = RequestLedger(None, origin="o", project_id="1", clock=clock, limits={"export": ((1, 100.0),)})
+
+    def slow(received: int) -> None:
+        clock.now += 20 if received == 0 else 0
+
+    make(ledger=budget).export(DAY, on_bytes=slow).close()
+    assert budget.spent("export").next_free_s == pytest.approx(80.05)
+
+
 def test_the_61st_request_of_an_hour_is_not_sent_unless_waiting_is_allowed(
     make: Make, mock: Mock, clock: Clock
 ) -> None:

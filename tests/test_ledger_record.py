@@ -124,7 +124,7 @@ def test_a_record_that_cannot_be_read_counts_as_empty(text: str) -> None:
 @given(st.data())
 def test_whatever_happens_mixpanel_sees_no_more_than_the_limits_allow(data: Any) -> None:
     """Requests of processes that are slow, die and fall asleep, each seen at any moment it could have arrived at."""
-    limits = Limits(((4, 50.0), (2, 3.0)), at_once=3)
+    limits = Limits(((5, 50.0), (3, 3.0)), at_once=2)
     record, now = Record(), 0.0
     under_way: dict[str, tuple[str, float]] = {}
     seen: list[float] = []

@@ -6,6 +6,8 @@ import shutil
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,10 @@ from ledger_requests import spend
 
 from mixpanel_source import settings
 from mixpanel_source.errors import RateLimitError, WarehouseError
+from mixpanel_source.ledger.clock import system_clock
+from mixpanel_source.ledger.file_store import FileStore
 from mixpanel_source.ledger.record import LONGEST_HOLD_S, MARGIN_S
+from mixpanel_source.ledger.store import Key
 from mixpanel_source.rate_limit import RequestLedger, Spent
 
 START = 1_800_000_000.0
@@ -205,16 +210,21 @@ def test_a_record_that_cannot_be_read_counts_as_empty(tmp_path: Path, clock: Clo
     assert ledger(path, clock).spent("query").used == 0
 
 
-def test_ledgers_of_one_process_write_to_one_file_at_the_same_time(tmp_path: Path) -> None:
-    limits: Any = {"app": ((999, 60.0),)}
-    ledgers = [
-        RequestLedger(tmp_path / "l.sqlite", origin="o", project_id=str(n % 2), limits=limits, at_once={"app": 9})
-        for n in range(4)
-    ]
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(spend, requests, "app", 8) for requests in ledgers]:
-            done.result()
-    assert [requests.spent("app").used for requests in ledgers] == [16, 16, 16, 16]
+TRY_TO_WRITE = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('begin immediate')"
+
+
+def test_another_thread_does_not_let_other_processes_in_while_one_writes(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    requests = RequestLedger(path, origin="o", project_id="1")
+    spend(requests, "query")
+    with ThreadPoolExecutor(1) as pool:
+        with FileStore(path, system_clock).changing(Key("o", "2", "query")):
+            other = pool.submit(spend, requests, "query")
+            time.sleep(0.2)
+            done = subprocess.run([sys.executable, "-c", TRY_TO_WRITE, path], capture_output=True, text=True)
+            assert "database is locked" in done.stderr
+        other.result()
+    assert requests.spent("query").used == 2
 
 
 QUICK: Any = {"limits": {"app": ((3, 0.2), (8, 1.0))}, "at_once": {"app": 4}}
@@ -286,16 +296,16 @@ def test_only_what_has_not_gone_out_is_waited_for(path: Path | None) -> None:
         closed.wait(10)
         raise RuntimeError
 
-    with requests.permit("app"):
-        assert requests.spent("app").next_free_s > 59
-        assert requests.waits_s("app") == 0.0
-    assert requests.waits_s("app") == 0.0
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(work)
-        assert waiting.wait(10)
+        with requests.permit("app"):
+            done = pool.submit(work)
+            assert waiting.wait(10)
+            assert requests.spent("app").next_free_s > 50
+            assert requests.waits_s("app") == 0.0  # what is under way is what is waited for
         assert 50 < requests.waits_s("app") < 61
         closed.set()
         done.result()
+    assert requests.spent("app").next_free_s > 50
     assert requests.waits_s("app") == 0.0
     requests.penalize("app", 30)
     assert 20 < requests.waits_s("app") <= 30

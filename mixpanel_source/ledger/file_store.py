@@ -76,6 +76,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # One connection for each use: they are short, and none is shared by threads or inherited by a fork.
     connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     try:
+        connection.execute("pragma synchronous = normal")  # it only counts, and is written several times a request
         connection.execute(
             "create table if not exists ledger"
             " (origin text, project_id text, family text, record text, primary key (origin, project_id, family))"

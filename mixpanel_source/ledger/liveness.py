@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -54,10 +55,9 @@ class Holders:
             lock.acquire(timeout=0)
         except Timeout:
             return True
-        try:
-            path.unlink(missing_ok=True)  # names are not used again
-        finally:
-            lock.release()
+        lock.release()  # first: Windows removes no file that is open
+        with suppress(OSError):
+            path.unlink()  # names are not used again
         return False
 
     def _lock(self, name: str) -> BaseFileLock:
