@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -77,6 +77,7 @@ class RequestLedger:
         else:
             self._store = FileStore(path, read_clock) if path else MemoryStore(read_clock)
         self._here = _RequestsHere()
+        self._untold: list[tuple[ApiFamily, Callable[[Record, float], None]]] = []
 
     @contextmanager
     def permit(
@@ -152,18 +153,25 @@ class RequestLedger:
             return opened.record.take(id_, opened.holder, self._limits_of(family), opened.now)
 
     def _tell(self, family: ApiFamily, what: Callable[[Record, float], None]) -> None:
-        """A ledger that cannot be used now will be told of by the next request: this one has been sent."""
+        """Enters it, at the latest before the next request: it is that one which fails if the ledger cannot be used."""
+        self._untold.append((family, what))
         try:
-            with self._changing(family) as opened:
-                what(opened.record, opened.now)
+            with self._changing(family):
+                pass
         except WarehouseError as error:
             log.warning("%s", error.message)
 
     @contextmanager
     def _changing(self, family: ApiFamily) -> Iterator[Opened]:
         with self._store.changing(self._key(family)) as opened:
+            untold = [(of, what) for of, what in self._untold if of == family]
+            for _, what in untold:
+                what(opened.record, opened.now)
             opened.record.tidy(self._limits_of(family), opened.now, opened.is_alive)
             yield opened
+        for one in untold:
+            with suppress(ValueError):  # another thread was first
+                self._untold.remove(one)
 
     def _key(self, family: ApiFamily) -> Key:
         return Key(self.origin, self.project_id, family)

@@ -178,6 +178,19 @@ def test_a_penalty_lasts_an_hour_at_most(path: Path | None, clock: Clock) -> Non
     assert requests.spent("query").next_free_s == pytest.approx(LONGEST_HOLD_S)
 
 
+def test_a_place_is_given_back_later_where_the_ledger_cannot_be_used_then(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "ledger.sqlite"
+    requests = ledger(path, clock, at_once={"query": 1})
+    with requests.permit("query"):
+        aside = path.rename(tmp_path / "aside")
+        path.mkdir()
+    path.rmdir()
+    aside.rename(path)
+    spend(requests, "query")
+    assert clock.sleeps == []
+    assert requests.spent("query").used == 2
+
+
 def test_the_file_is_private(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "data" / "ledger.sqlite"
     spend(ledger(path, clock), "query")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOCK_TIMEOUT_S: Final = 30
+ANSWER_TIMEOUT_S: Final = 60
 CONNECT_TIMEOUT_S: Final = 10
 TABLE: Final = "mpload_ledger"
 
@@ -62,16 +63,12 @@ class PostgresStore:
     def changing(self, key: Key) -> Iterator[Opened]:
         with self._server.lock, self._server.told():
             connection, reading, text = self._begin(key)
-            try:
+            with _rolled_back_on_error(connection):
                 alive = {holder for (holder,) in connection.execute(_ALIVE, (_LOCKS,))}
                 record = loaded(text, reading)
                 yield Opened(record, reading.now, self._server.holder, alive.__contains__)
                 connection.execute(_WRITE, (*key, record.dumped(reading)))
                 connection.execute("commit")
-            except BaseException:
-                with suppress(Exception):
-                    connection.execute("rollback")
-                raise
 
     def read(self, key: Key) -> tuple[Record, float]:
         import psycopg
@@ -87,12 +84,12 @@ class PostgresStore:
         import psycopg
 
         def begin(connection: psycopg.Connection) -> tuple[psycopg.Connection, Reading, str | None]:
-            connection.execute("begin")
-            connection.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", (_LOCKS + 1, "\n".join(key)))
-            return connection, *_read(connection, key)
+            with _rolled_back_on_error(connection):
+                connection.execute("begin")
+                connection.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", (_LOCKS + 1, "\n".join(key)))
+                return connection, *_read(connection, key)
 
         def create(connection: psycopg.Connection) -> None:
-            connection.execute("rollback")
             with connection.transaction():
                 connection.execute("select pg_advisory_xact_lock(%s, 0)", (_LOCKS + 2,))
                 connection.execute(_CREATE)
@@ -108,6 +105,16 @@ def _read(connection: psycopg.Connection, key: Key) -> tuple[Reading, str | None
     row = connection.execute(_READ, key).fetchone()
     assert row is not None
     return Reading("", row[0], row[0]), row[1]
+
+
+@contextmanager
+def _rolled_back_on_error(connection: psycopg.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            connection.execute("rollback")
+        raise
 
 
 class _Server:
@@ -143,7 +150,12 @@ class _Server:
             tcp_user_timeout=LOCK_TIMEOUT_S * 1000,
         )
         try:
-            connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT_S}s'; set tcp_keepalives_idle = 30")
+            connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT_S}s'; set statement_timeout = '{ANSWER_TIMEOUT_S}s'")
+            connection.execute("set tcp_keepalives_idle = 30")
+            # Where the server ends idle sessions (since Postgres 14), not this one.
+            connection.execute(
+                "select set_config(name, '0', false) from pg_settings where name = 'idle_session_timeout'"
+            )
             holder = secrets.randbelow(2**31)
             connection.execute("select pg_advisory_lock(%s, %s)", (_LOCKS, holder))
         except BaseException:

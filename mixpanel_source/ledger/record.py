@@ -191,5 +191,5 @@ def loaded(text: str | None, present: Reading) -> Record:
             [Turn(str(id_), str(holder), moment(at, LONGEST_HOLD_S)) for id_, holder, at in stored["queue"]],
             None if (until := stored["hold_until"]) is None else moment(until, LONGEST_HOLD_S),
         )
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return Record()
