@@ -187,7 +187,7 @@ class Exports(Closing):
         until = time.monotonic() + for_s
         while self._ahead is not None and not self._ahead.done():
             left = until - time.monotonic()
-            if left <= 0 or self._client.ledger.spent("export").next_free_s > SHORT_WAIT_S:
+            if left <= 0 or self._client.ledger.waits_s("export") > SHORT_WAIT_S:
                 return True
             wait([self._ahead], timeout=min(left, _LOOK_EVERY_S))
         return False
