@@ -20,6 +20,7 @@ from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundE
 from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.kept_out import FORGOTTEN, KEPT_OUT, KeptOut, kept_out_of
 from mixpanel_source.listings import LISTINGS
+from mixpanel_source.load_runs import LOAD_RUNS
 from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing import profiles as profile_parsing
 from mixpanel_source.parsing.events import SCHEMA as EVENTS_SCHEMA
@@ -44,7 +45,7 @@ WRITE_WAIT_S = 600.0
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LOADED_TABLES = frozenset(
-    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT}
+    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT, LOAD_RUNS}
     | {*TABLES, *settings.REPORT_TABLES, *LISTINGS}
 )
 _SCHEMA = f'"{settings.DATASET}"'

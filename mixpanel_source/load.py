@@ -20,6 +20,7 @@ from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.kept_out import kept_out_of
 from mixpanel_source.listings import LISTINGS, Listing
+from mixpanel_source.load_metrics import LoadMetrics, RunMetrics
 from mixpanel_source.load_record import recorded
 from mixpanel_source.pipeline import (
     DUCKDB_CONFIG,
@@ -72,6 +73,15 @@ class LoadResult:
     database: Path
     tables: list[TableLoad] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    metrics: LoadMetrics = field(default_factory=LoadMetrics)
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+    @property
+    def days(self) -> int:
+        return sum(table.days for table in self.tables)
 
     @property
     def error(self) -> MixpanelDataError | None:
@@ -105,13 +115,23 @@ def load(
         if name in resources:
             required_questions(project.questions, name)
     result = LoadResult(database)
-    told = progress or NoProgress()
+    told = RunMetrics(progress or NoProgress())
+
+    def metrics() -> LoadMetrics:
+        result.metrics = told.metrics(result.rows, result.days)
+        return result.metrics
+
     check_database(database)
-    with locked(database), recorded(database, lambda: result.error, lambda: result.warnings):
+    with (
+        locked(database),
+        recorded(
+            database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
+        ),
+    ):
         prepare_database(database)
         with opened(database) as connection:
             refuse_snapshots(connection, resources)
-            project = replace(project, kept_out=kept_out_of(connection))
+            project = replace(project, kept_out=kept_out_of(connection), stats=told.requests)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
@@ -209,6 +229,7 @@ class _Counted:
 
     def __init__(self, progress: LoadProgress) -> None:
         self.received = progress.received
+        self.spent = progress.spent
         self.bytes_behind = 0
         """Bytes of properties that the typed tables do not hold yet."""
         self._progress = progress
@@ -284,7 +305,9 @@ def _typed_tables_in_step(database: Path, progress: LoadProgress) -> None:
     with connected(database, wait_s=READERS_WAIT_S, on_wait=progress.waiting) as connection:
         for name, value in DUCKDB_CONFIG.items():
             connection.execute(f"SET {name} = '{value}'")
+        began = time.monotonic()
         _keep_in_step(connection)
+        progress.spent("typed", time.monotonic() - began)
 
 
 def _load_group_profiles(

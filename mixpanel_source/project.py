@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mixpanel_source import settings
-from mixpanel_source.client import MixpanelClient
+from mixpanel_source.client import MixpanelClient, RequestStats
 from mixpanel_source.credentials import Account, Credentials
 from mixpanel_source.engage import LAST, group_ids
 from mixpanel_source.errors import ConfigError, WarehouseError
@@ -56,6 +56,8 @@ class Project:
     """What is asked for the tables of reports: see `report_questions.questions_of`."""
     kept_out: KeptOut | None = field(default=None, compare=False, repr=False)
     """Whose rows are left out of what is loaded: see `forget`."""
+    stats: RequestStats | None = field(default=None, compare=False, repr=False)
+    """Counts what all clients of the project spend; None: each its own."""
     base_url: str | None = None
     wait: bool = True
     """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""
@@ -116,6 +118,7 @@ class Project:
             spool_folder=spool_folder,
             wait=self.wait,
             on_wait=self.on_wait,
+            stats=self.stats,
         )
 
     @property

@@ -178,9 +178,11 @@ def test_a_load_prints_a_row_for_each_table_and_says_the_rest_on_stderr(
         ("events", 637, 2, None),
         ("profiles", 190, None, None),
     ]
-    assert done.stderr == f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}\n"
+    figures, into = done.stderr.splitlines()
+    assert re.fullmatch(r"mpload: 827 rows, \d requests, .* kB received, .* s \(download .*, typed [0-9.]+\)", figures)
+    assert into == f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}"
     named = run("load", "events", "profiles", "--from", "2013-03-10", "--to", "2013-03-11", env=account(server))
-    assert named.stderr.splitlines() == [
+    assert [line for line in named.stderr.splitlines() if "received" not in line] == [
         "mpload: the dates do not apply to profiles: loaded as they are now",
         "mpload: no new events: every day asked for is there and complete",
         f"mpload: loaded into {tmp_path / 'data' / '1.duckdb'}",
@@ -239,7 +241,8 @@ def test_one_table_that_fails_does_not_stop_the_other_and_gives_the_exit_code(tm
     events, profiles = json.loads(done.stdout)
     assert (events["rows"], events["error"]) == (308, None)
     assert "402" in profiles["error"]
-    error = json.loads(done.stderr.splitlines()[-1])
+    run_, error = map(json.loads, done.stderr.splitlines())
+    assert (run_["run"]["rows"], run_["run"]["requests"]) == (308, len(sandbox.requests))
     assert (error["error"], error["code"]) == ("PlanError", 1)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +12,12 @@ from mixpanel_source.cli.completion import DAY, one_of
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
+from mixpanel_source.cli.words import metrics_in_words
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.settings import REPORT_TABLES
+
+if TYPE_CHECKING:
+    from mixpanel_source.load import LoadResult
 
 # As load.RESOURCES, whose import takes longer than TAB or --help may.
 _LISTS = (
@@ -232,6 +237,7 @@ def load(
         ],
         options.output,
     )
+    _tell_metrics(options, result)
     if result.error is not None:
         raise result.error
     loaded = [
@@ -245,6 +251,14 @@ def load(
         options.say(f"{news}: every day asked for is there and complete")
     if loaded:
         options.say(f"loaded into {database}")
+
+
+def _tell_metrics(options: GlobalOptions, result: LoadResult) -> None:
+    """A line, or where json was asked for by name an object, as it is for errors."""
+    metrics = result.metrics
+    if metrics.requests or metrics.load_ids:
+        seconds = sum(table.seconds for table in result.tables)
+        options.say_figures("run", asdict(metrics), metrics_in_words(metrics, seconds))
 
 
 def _refuse_without(names: Sequence[str], *given: tuple[str, object], resources: Sequence[str]) -> None:
