@@ -30,6 +30,7 @@ from mixpanel_source import settings
 from mixpanel_source.errors import MixpanelDataError, TableExistsError, WarehouseError
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.source import source_of
+from mixpanel_source.traces import keep_trace, last_trace
 from mixpanel_source.warehouse import (
     connected,
     data_folder_error,
@@ -113,7 +114,11 @@ def run_package(
     `and_then` is called with a connection once it is written, before others can read the database or Ctrl-C ends it.
     """
     with _Writing(database, progress, table) as writing:
-        info = pipeline.run(source_of(resource(about_to_write=writing.begin)))
+        before = pipeline.last_trace
+        try:
+            info = pipeline.run(source_of(resource(about_to_write=writing.begin)))
+        finally:
+            keep_trace(last_trace(pipeline, before), database, table)
         writing.ended(info.loads_ids)
         if and_then is not None and writing.connection is not None:
             began = time.monotonic()
