@@ -339,6 +339,8 @@ class Exports(Closing):
         received = self.progress.received if self.progress else None
         exported_at = datetime.now(UTC)
         body: ExportBody | IncompleteExportError | ServerError
+        if self.project.disk is not None:
+            self.project.disk.check()
         try:
             body = self._client.export(
                 asked.window, events=asked.filter.events or None, where=asked.filter.where, on_bytes=received

@@ -14,6 +14,7 @@ import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import planned
+from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.event_days import days_scope
@@ -32,7 +33,7 @@ from mixpanel_source.pipeline import (
     run_package,
 )
 from mixpanel_source.progress import LoadProgress, NoProgress
-from mixpanel_source.project import Project, day_in_words
+from mixpanel_source.project import Project, day_in_words, spool_folder
 from mixpanel_source.report_questions import INSIGHTS, required_questions
 from mixpanel_source.resources.cohort_members import CohortWalks, members_package
 from mixpanel_source.resources.events import PackageLimits, events_package
@@ -128,10 +129,13 @@ def load(
             database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
         ),
     ):
+        room = DiskRoom(database, spool_folder(), project.min_free_mb)
+        room.check_spool()
+        room.check()
         prepare_database(database)
         with opened(database) as connection:
             refuse_snapshots(connection, resources)
-            project = replace(project, kept_out=kept_out_of(connection), stats=told.requests)
+            project = replace(project, kept_out=kept_out_of(connection), stats=told.requests, disk=room)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
@@ -149,6 +153,7 @@ def load(
             try:
                 if pipeline.has_pending_data:  # of a table that failed; dlt would write it in place of the next one
                     pipeline = open_pipeline(database)
+                room.check()
                 with own_errors(database):
                     if name in LISTINGS:
                         _load_listing(pipeline, project, told, database, LISTINGS[name], table)
@@ -203,7 +208,9 @@ def _load_events(
     plan = planned(project, asked, filter_, loaded)
     told = _Counted(progress)
     days: set[date] = set()
-    progress.planned(plan.forecast())
+    progress.planned(forecast := plan.forecast())
+    if project.disk is not None:
+        project.disk.check_forecast(forecast, {day.day for day in loaded})
     with (
         project.client() as client,
         Exports(client, project, plan, filter_, told, loaded, skip_incomplete=True) as exports,

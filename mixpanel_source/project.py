@@ -21,6 +21,7 @@ from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, days_to_load
 
 if TYPE_CHECKING:
+    from mixpanel_source.disk_room import DiskRoom
     from mixpanel_source.kept_out import KeptOut
     from mixpanel_source.report_questions import Question
 
@@ -56,6 +57,10 @@ class Project:
     """What is asked for the tables of reports: see `report_questions.questions_of`."""
     kept_out: KeptOut | None = field(default=None, compare=False, repr=False)
     """Whose rows are left out of what is loaded: see `forget`."""
+    min_free_mb: int = settings.MIN_FREE_MB
+    """Megabytes that stay free on the disks that a load writes to; 0 does not look."""
+    disk: DiskRoom | None = field(default=None, compare=False, repr=False)
+    """Looked at before each export."""
     stats: RequestStats | None = field(default=None, compare=False, repr=False)
     """Counts what all clients of the project spend; None: each its own."""
     base_url: str | None = None
@@ -80,6 +85,8 @@ class Project:
         ):
             if value is not None and not least <= value <= _MOST_DAYS:
                 raise ConfigError(f"{name} is a number from {least} to {_MOST_DAYS}, not {value}")
+        if self.min_free_mb < 0:
+            raise ConfigError(f"min_free_mb is a number from 0, not {self.min_free_mb}")
         if self.max_window_events < 1:
             raise ConfigError(f"max_window_events is a number from 1, not {self.max_window_events}")
         if not 0 <= self.max_rejected <= 1:

@@ -32,10 +32,9 @@ def keep_trace(trace: PipelineTrace | None, database: Path, table: str) -> None:
     folder = traces_folder(database)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(
-            os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as file:
-            file.write(_text(trace))
+        path = folder / name
+        path.touch(mode=0o600)  # it may hold values of rows that the database refused
+        path.write_text(_text(trace), "utf-8")
         paths = sorted(folder.glob("*.txt"))
         for kind in (True, False):
             for old in [one for one in paths if one.stem.endswith(_FAILED) == kind][:-KEPT]:

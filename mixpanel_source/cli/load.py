@@ -88,6 +88,10 @@ def load(
             help="Whether to ask Mixpanel for the events by day where nothing tells of them.  [default: count-events]",
         ),
     ] = None,
+    min_free_mb: Annotated[
+        int | None,
+        typer.Option(metavar="MB", help="Room to leave on the disks it writes to; 0: do not look.  [default: 500]"),
+    ] = None,
     project_timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
     ] = None,
@@ -190,6 +194,7 @@ def load(
         max_window_days=max_window_days,
         max_window_events=max_window_events,
         count_events=count_events,
+        min_free_mb=min_free_mb,
         project_timezone=project_timezone,
         legacy_local_time=legacy_local_time,
         wait=not no_wait,
