@@ -52,6 +52,7 @@ ACCOUNT_KEYS: Final[dict[str, tuple[type, ...]]] = {
 SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "start_date": (date, str),
     "lookback_days": (int,),
+    "sweep_days": (int,),
     "max_rejected": (float, int),
     "window_days": (int,),
     "max_window_days": (int,),

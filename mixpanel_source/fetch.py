@@ -27,6 +27,7 @@ from mixpanel_source.parsing.events import SCHEMA as EVENTS_SCHEMA
 from mixpanel_source.progress import LoadProgress, NoProgress
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.profiles import tables_of
+from mixpanel_source.sweep import EVENT_SWEEPS
 from mixpanel_source.warehouse import (
     FETCHES,
     FetchType,
@@ -45,7 +46,7 @@ WRITE_WAIT_S = 600.0
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LOADED_TABLES = frozenset(
-    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT, LOAD_RUNS}
+    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT, LOAD_RUNS, EVENT_SWEEPS}
     | {*TABLES, *settings.REPORT_TABLES, *LISTINGS}
 )
 _SCHEMA = f'"{settings.DATASET}"'

@@ -43,6 +43,7 @@ from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import ReportLoads, reports_package
 from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.source import loaded_days_of, report_days_of
+from mixpanel_source.sweep import SweepResult, note_sweep, sweep
 from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
 from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
 from mixpanel_source.windows import DateRange, Window
@@ -74,6 +75,8 @@ class LoadResult:
     database: Path
     tables: list[TableLoad] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    late_days: list[date] = field(default_factory=list)
+    """Settled days that a sweep found late events in, exported again."""
     metrics: LoadMetrics = field(default_factory=LoadMetrics)
 
     @property
@@ -138,7 +141,7 @@ def load(
             project = replace(project, kept_out=kept_out_of(connection), stats=told.requests, disk=room)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
-            "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
+            "events": lambda table: _sweep_and_load_events(pipeline, project, asked, filter_, told, table, result),
             "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, result),
             "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
             "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
@@ -194,7 +197,7 @@ def dates_of(
     return DateRange(first, last, refresh)
 
 
-def _load_events(
+def _sweep_and_load_events(
     pipeline: dlt.Pipeline,
     project: Project,
     asked: DateRange,
@@ -203,8 +206,35 @@ def _load_events(
     table: TableLoad,
     result: LoadResult,
 ) -> None:
+    """As `_load_events`; a load of whatever is new looks for late events of settled days first, if it is to."""
+    swept = SweepResult()
+    if project.sweep_days and asked == DateRange() and filter_ == EventFilter():
+        swept = sweep(project, result.database, loaded_days_of(pipeline, filter_))
+        result.warnings += swept.warnings
+        result.late_days = sorted(swept.late)
+    try:
+        _load_events(pipeline, project, asked, filter_, progress, table, result, swept)
+    finally:
+        if swept.swept_at:
+            try:
+                now_loaded = loaded_days_of(pipeline, filter_)
+                note_sweep(result.database, swept, now_loaded, wait_s=READERS_WAIT_S, on_wait=progress.waiting)
+            except MixpanelDataError as error:
+                result.warnings.append(f"the next load looks for the same late events again: {error.message}")
+
+
+def _load_events(
+    pipeline: dlt.Pipeline,
+    project: Project,
+    asked: DateRange,
+    filter_: EventFilter,
+    progress: LoadProgress,
+    table: TableLoad,
+    result: LoadResult,
+    swept: SweepResult,
+) -> None:
     """Load the days asked for in packages of some windows each; what is loaded stays if a later one fails."""
-    loaded = loaded_days_of(pipeline, filter_)
+    loaded = swept.unsettled(loaded_days_of(pipeline, filter_))
     plan = planned(project, asked, filter_, loaded)
     told = _Counted(progress)
     days: set[date] = set()

@@ -39,6 +39,8 @@ class Project:
     legacy_local_time: bool = False
     start_date: date | None = None
     lookback_days: int = settings.LOOKBACK_DAYS
+    sweep_days: int = 0
+    """How many days back a load without dates looks for late events of settled days; 0 does not look."""
     max_rejected: float = settings.MAX_REJECTED_SHARE
     window_days: int | None = None
     """Days of every export request; None joins as many as fit."""
@@ -80,6 +82,7 @@ class Project:
             ) from None
         for name, value, least in (
             ("lookback_days", self.lookback_days, 0),
+            ("sweep_days", self.sweep_days, 0),
             ("window_days", self.window_days, 1),
             ("max_window_days", self.max_window_days, 1),
         ):

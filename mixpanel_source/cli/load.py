@@ -69,6 +69,14 @@ def load(
     lookback_days: Annotated[
         int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
     ] = None,
+    sweep_days: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Without dates: look for late events in settled days so far back, too, and load their days again."
+            " Not verified on a live project.  [default: 0, not at all]",
+        ),
+    ] = None,
     max_rejected: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Share of unreadable lines that fails.  [default: 0.01]")
     ] = None,
@@ -189,6 +197,7 @@ def load(
         account,
         start_date=parse_day("--start-date", start_date),
         lookback_days=lookback_days,
+        sweep_days=sweep_days,
         max_rejected=max_rejected,
         window_days=window_days,
         max_window_days=max_window_days,
@@ -229,6 +238,8 @@ def load(
         )
     for warning in result.warnings:
         options.say(f"warning: {warning}")
+    if result.late_days:
+        options.say(f"late events in settled days, loaded again: {', '.join(map(str, result.late_days))}")
     write_records(
         [
             {
