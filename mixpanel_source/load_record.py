@@ -25,7 +25,7 @@ from mixpanel_source import __version__
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.load_metrics import LoadMetrics
 from mixpanel_source.load_runs import write_runs
-from mixpanel_source.warehouse import data_folder_error, lock_path, pipelines_folder
+from mixpanel_source.warehouse import LOCK_WAIT_S, DatabaseBusyError, data_folder_error, lock_path, pipelines_folder
 from mixpanel_source.windows import DateRange
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def recorded(
         waiting = [one for one in before if one.run_id and not one.is_in_table][:_OLDER_KEPT]
         try:
             _write(path, ended, *waiting)  # first: a crash of DuckDB's leaves this
-            if write_runs(database, [*reversed(waiting), ended]):
+            wait_s = 0.0 if isinstance(raised, DatabaseBusyError) else LOCK_WAIT_S
+            if write_runs(database, [*reversed(waiting), ended], wait_s):
                 _write(path, replace(ended, is_in_table=True))
         except OSError as error:  # what was loaded is loaded
             logger.warning("cannot write %s: %s", path, error.strerror)

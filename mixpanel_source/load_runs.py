@@ -13,7 +13,7 @@ import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.errors import WarehouseError
-from mixpanel_source.warehouse import fetched_tables, first_line, identifier, literal, opened
+from mixpanel_source.warehouse import LOCK_WAIT_S, fetched_tables, first_line, identifier, literal, opened
 
 if TYPE_CHECKING:
     from mixpanel_source.load_record import LoadRecord
@@ -53,15 +53,16 @@ COLUMNS: Final[Mapping[str, str]] = {
 """In order. A table that an earlier version made gets those it lacks."""
 
 
-def write_runs(database: Path, records: Sequence[LoadRecord]) -> bool:
+def write_runs(database: Path, records: Sequence[LoadRecord], wait_s: float = LOCK_WAIT_S) -> bool:
     """Add the rows of loads that are over, those that are there already aside; whether that worked.
 
-    What keeps them out is told to the log alone: by then what was loaded is loaded.
+    It waits so long for another process that holds the database. What keeps them out is told to the log alone: by then
+    what was loaded is loaded.
     """
     if not records or not database.exists():
         return not records
     try:
-        with opened(database, write=True) as connection:
+        with opened(database, write=True, wait_s=wait_s) as connection:
             if LOAD_RUNS in {name.lower() for name in fetched_tables(connection)}:
                 raise WarehouseError(f"{LOAD_RUNS} is a snapshot here: drop it")
             connection.execute("BEGIN")

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +153,8 @@ def _handler(file: Path | None) -> logging.Handler:
     if file is None:
         handler = logging.StreamHandler(sys.stderr)
     else:
+        from logging.handlers import WatchedFileHandler  # which takes longer than --help may
+
         try:  # a Watched one goes on in a new file where logrotate has moved the old one
             handler = WatchedFileHandler(file.expanduser(), encoding="utf-8", errors="backslashreplace")
         except (OSError, RuntimeError) as error:
