@@ -404,8 +404,9 @@ class MixpanelClient:
             seconds = time.monotonic() - began
             self.stats.add(seconds=seconds)
             log.info(
-                "%s: %s in %.2f s, %d bytes (attempt %d)",
+                "%s%s: %s in %.2f s, %d bytes (attempt %d)",
                 call,
+                f" ({' to '.join(map(str, call.days.values()))})" if call.days else "",
                 "no answer" if status is None else status,
                 seconds,
                 call.received_bytes,

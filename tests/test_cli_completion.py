@@ -87,7 +87,7 @@ def complete(home: Path, monkeypatch: pytest.MonkeyPatch) -> Complete:
         ("segmentation --event Visit --math ", ["numeric", "sum", "average"]),
         ("event-counts --unit w", ["week"]),
         ("bookmarks --type ", ["insights", "funnels", "retention", "flows"]),
-        ("schema ", ["event_days", "events", "fetches", "january", "load_runs"]),
+        ("schema ", ["event_days", "events", "fetches", "january"]),
         ("--db other.duckdb schema ", ["elsewhere", "fetches", "january"]),
         ("schema --db other.duckdb e", ["elsewhere"]),
         ("--db missing.duckdb schema ", []),

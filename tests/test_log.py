@@ -102,7 +102,8 @@ def test_the_log_goes_to_a_file_beside_what_is_said(mixpanel: SandboxServer, run
     assert done.stderr.splitlines()[-1].startswith("mpload: loaded into ")
     assert again.stderr == "mpload: nothing new: every day asked for is there and complete\n"
     lines = log.read_text("utf-8").splitlines()
-    assert any(" INFO mixpanel_source.client: GET /api/2.0/export: 200 in " in line for line in lines)
+    request = " INFO mixpanel_source.client: GET /api/2.0/export (2024-03-01 to 2024-03-01): 200 in "
+    assert any(request in line for line in lines)
     assert json.loads(lines[-1])["message"].startswith("nothing new")
     refused = run(*arguments, "--log-file", str(tmp_path / "no" / "log"))
     assert (refused.returncode, "cannot write the log" in refused.stderr) == (3, True)
