@@ -29,8 +29,10 @@ class LogFormat(StrEnum):
 
 _secrets: set[str] = set()
 _log = logging.getLogger("mixpanel_source.cli")
-_log_files: list[logging.Handler] = []
-_stderr_is_json: list[bool] = [False]
+_handlers: list[logging.Handler] = []
+"""Ours: of one log at a time."""
+_log_is: set[str] = set()
+"""`file`, `json`."""
 
 
 def hide(*secrets: str) -> None:
@@ -114,16 +116,21 @@ def set_up_log(verbose: bool, quiet: bool, format_: LogFormat | None = None, fil
             note(f"warning: {message}")
 
     warnings.showwarning = show
-    for handler in _log_files:
+    for old in _handlers:
+        for name in levels:
+            logging.getLogger(name).removeHandler(old)
         with suppress(OSError):
-            handler.close()
-    _log_files.clear()
-    _stderr_is_json[0] = format_ is LogFormat.JSON and file is None
+            old.close()
+    _handlers.clear()
+    _log_is.clear()
+    _log_is.update(name for name, is_so in (("file", file), ("json", format_ is LogFormat.JSON)) if is_so)
     if not is_on:
+        logging.getLogger("mixpanel_source").propagate = True
         logging.lastResort = None
         logging.getLogger().addHandler(logging.NullHandler())  # else the first warning says that there is no handler
         return
     handler = _handler(file)
+    _handlers.append(handler)
     formatter = JsonFormatter(redacted) if format_ is LogFormat.JSON else _TextFormatter(_TEXT)
     handler.format = formatter.format  # type: ignore[method-assign]  # dlt gives each handler a formatter of its own
     for name, level in levels.items():  # dlt goes on with the handler it finds
@@ -135,7 +142,7 @@ def set_up_log(verbose: bool, quiet: bool, format_: LogFormat | None = None, fil
 
 def logs_json_to_stderr() -> bool:
     """Then nothing else is written there."""
-    return _stderr_is_json[0]
+    return _log_is == {"json"}
 
 
 def log_exception(message: str) -> None:
@@ -144,7 +151,7 @@ def log_exception(message: str) -> None:
 
 def _also_log(level: int, message: str, **fields: Any) -> None:
     """What is said on stderr is in the log's file as well."""
-    if _log_files:
+    if "file" in _log_is:
         _log.log(level, message, extra=fields)
 
 
@@ -162,7 +169,6 @@ def _handler(file: Path | None) -> logging.Handler:
             raise ConfigError(
                 f"cannot write the log {file}: {reason}", hint="look at --log-file, MP_LOG_FILE"
             ) from None
-        _log_files.append(handler)
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk: nobody is left to tell
     return handler
 
