@@ -90,6 +90,8 @@ def test_a_load_that_was_killed_or_could_not_write_its_row_has_one_after_the_nex
     record_path(database).write_text(json.dumps([killed, *older]))
     assert [record and record.outcome for record in read_records(database)] == [None, "stopped"]
     run_load("2024-03-01", "2024-03-02")
+    [last] = json.loads(record_path(database).read_text("utf-8"))
+    record_path(database).write_text(json.dumps([last | {"is_in_table": False}]))  # killed right after the row was
     run_load("2024-03-01", "2024-03-02")
     rows = sql("SELECT from_date, outcome, rows, ended_at IS NULL FROM load_runs ORDER BY began_at")
     assert rows == [
