@@ -744,7 +744,7 @@ def test_output_is_utf_8_whatever_the_locale_and_half_a_surrogate_pair_breaks_no
 
 def test_tables_schema_and_info_tell_what_is_there(loaded: Path, run_here: Run) -> None:
     tables = json.loads(run_here("tables", "--db", str(loaded)).stdout)
-    assert {row["table"]: row["rows"] for row in tables} == {
+    assert {row["table"]: row["rows"] for row in tables if row["table"] != "load_runs"} == {
         "event_days": 3,
         "events": 911,
         "profiles": 190,

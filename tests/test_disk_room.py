@@ -138,7 +138,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked(
             (tmp_path / "data" / "spool").symlink_to(folder)
     try:
         with pytest.raises(WarehouseError) as caught:
-            run_load("2024-03-01", "2024-03-01", database=database)
+            run_load(resources=("profiles",), database=database)
     finally:
         if holder is not None:
             holder.communicate(b"\n")
