@@ -110,7 +110,13 @@ def test_what_is_expected_counts_new_days_and_one_disk_once(tmp_path: Path, monk
 
 @pytest.mark.parametrize("what", ["writer", "reader", "spool", "read-only spool", "read-only"])
 def test_what_cannot_be_written_is_told_before_anything_is_asked(
-    what: str, run_load: RunLoad, sandbox: Sandbox, database: Path, tmp_path: Path, request: pytest.FixtureRequest
+    what: str,
+    run_load: RunLoad,
+    project: Project,
+    sandbox: Sandbox,
+    database: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     holder = None
     if what in ("writer", "reader"):
@@ -138,7 +144,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_asked(
             (tmp_path / "data" / "spool").symlink_to(folder)
     try:
         with pytest.raises(WarehouseError) as caught:
-            run_load(resources=("profiles",), database=database)
+            run_load(project=replace(project, min_free_mb=0), database=database)
     finally:
         if holder is not None:
             holder.communicate(b"\n")
