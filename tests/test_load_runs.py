@@ -126,6 +126,7 @@ def test_a_snapshot_cannot_have_the_name_and_an_old_one_is_left_alone(
     assert sql("SELECT count(*), count(DISTINCT event_name) FROM load_runs") == [(30, 1)]
 
 
+@pytest.mark.long
 def test_a_row_that_names_a_person_goes_with_them(run_load: RunLoad, database: Path, sql: Sql) -> None:
     run_load("2024-03-01", "2024-03-01")
     run_load("2024-03-02", "2024-03-02")

@@ -86,7 +86,9 @@ def test_without_being_told_to_and_for_dates_or_parts_nothing_is_swept(
     assert swept(sandbox) == []
 
 
-@pytest.mark.parametrize("failure", ["refused", "cut", "blind", "deaf"])
+@pytest.mark.parametrize(
+    "failure", ["refused", *(pytest.param(failure, marks=pytest.mark.long) for failure in ("cut", "blind", "deaf"))]
+)
 def test_a_sweep_that_fails_is_told_changes_nothing_and_is_made_up_for(
     failure: str, sweeping: Project, run_load: RunLoad, sandbox: Sandbox, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_sweep_that_fails_is_told_changes_nothing_and_is_made_up_for(
     assert run_load(project=sweeping).late_days == [date.fromisoformat(TAKEN)]
 
 
+@pytest.mark.long
 def test_a_late_day_that_is_not_exported_again_is_late_for_the_next_load(
     sweeping: Project, run_load: RunLoad, sandbox: Sandbox, sql: Sql
 ) -> None:
