@@ -52,11 +52,13 @@ ACCOUNT_KEYS: Final[dict[str, tuple[type, ...]]] = {
 SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "start_date": (date, str),
     "lookback_days": (int,),
+    "sweep_days": (int,),
     "max_rejected": (float, int),
     "window_days": (int,),
     "max_window_days": (int,),
     "max_window_events": (int,),
     "count_events": (bool,),
+    "min_free_mb": (int,),
     "retries": (int,),
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),

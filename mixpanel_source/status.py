@@ -22,7 +22,15 @@ from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
-from mixpanel_source.warehouse import DatabaseBusyError, fetched_tables, opened, pipelines_folder, table_names, tables
+from mixpanel_source.warehouse import (
+    TRACES,
+    DatabaseBusyError,
+    fetched_tables,
+    opened,
+    pipelines_folder,
+    table_names,
+    tables,
+)
 from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, windows_over
 
 _LOCK_WAIT_S = 0.5
@@ -187,6 +195,7 @@ def info(database: Path, project_id: str | None) -> dict[str, Any]:
         "data_folder": str(settings.data_folder()),
         "pipeline_folder": str(folder),
         "dlt_command": f"dlt pipeline --pipelines-dir {shlex.quote(str(folder))} {settings.PIPELINE} info",
+        "traces": str(folder / TRACES),
         "versions": {
             "mpload": __version__,
             "python": platform.python_version(),
