@@ -57,6 +57,8 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "max_window_days": (int,),
     "max_window_events": (int,),
     "count_events": (bool,),
+    "concurrent_exports": (int,),
+    "max_spool_bytes": (int,),
     "retries": (int,),
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),

@@ -45,6 +45,10 @@ class Project:
     max_window_events: int = settings.MAX_WINDOW_EVENTS
     count_events: bool = True
     """Whether a load may ask for the events by day where nothing else tells of them, to plan its export requests."""
+    concurrent_exports: int = settings.CONCURRENT_EXPORTS
+    """Export requests under way at once."""
+    max_spool_bytes: int = settings.MAX_SPOOL_BYTES
+    """While exports on the disk, compressed, are as large, or expected to be, no other one is begun."""
     retries: int = settings.RETRIES
     timeout_s: float = settings.TIMEOUT_S
     export_timeout_s: float = settings.EXPORT_TIMEOUT_S
@@ -80,6 +84,11 @@ class Project:
                 raise ConfigError(f"{name} is a number from {least} to {_MOST_DAYS}, not {value}")
         if self.max_window_events < 1:
             raise ConfigError(f"max_window_events is a number from 1, not {self.max_window_events}")
+        most = settings.MAX_CONCURRENT["export"]
+        if not 1 <= self.concurrent_exports <= most:
+            raise ConfigError(f"concurrent_exports is a number from 1 to {most}, not {self.concurrent_exports}")
+        if self.max_spool_bytes < 0:
+            raise ConfigError(f"max_spool_bytes is 0 or more, not {self.max_spool_bytes}")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"max_rejected is a share between 0 and 1, not {self.max_rejected:g}")
 
