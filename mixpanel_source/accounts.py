@@ -59,6 +59,7 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "count_events": (bool,),
     "concurrent_exports": (int,),
     "max_spool_bytes": (int,),
+    "spool_keep_hours": (float, int),
     "retries": (int,),
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),

@@ -46,13 +46,16 @@ class Fetched:
     requests: int
     exported_at: datetime
     body: ExportBody | IncompleteExportError | ServerError
+    is_kept: bool = False
+    """Whether an earlier load asked for it."""
 
 
 class Downloads(Closing):
     """Exports of `client`, at most `at_once` that are under way or wait to be taken.
 
     `max_bytes` bounds what they need on the disk. `on_arrival` is told of each that came whole, within a call of
-    `may_begin` or `take`; `on_bytes` how many bytes came so far, compressed, from several threads.
+    `may_begin` or `take`; `on_bytes` how many bytes came so far, compressed, from several threads. `keep` is called
+    with each in the thread it came in, and `kept_bytes` says how large those are that it has kept.
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Downloads(Closing):
         *,
         on_arrival: Callable[[Fetched, ExportBody], None],
         on_bytes: Callable[[int], None] | None = None,
+        keep: Callable[[Fetched, ExportBody], None] | None = None,
+        kept_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._client = client
         self._at_once = at_once
         self._max_bytes = max_bytes
         self._on_arrival = on_arrival
         self._on_bytes = on_bytes
+        self._keep = keep
+        self._kept_bytes = kept_bytes
         self._all: deque[_Download] = deque()
         """In the order asked for, until they are taken."""
         self._events = self._compressed_bytes = 0
@@ -99,7 +106,7 @@ class Downloads(Closing):
             return False
         if not self._has_one_come:  # nobody knows how large they are
             return False
-        if sum(map(self._bytes_of, self._all)) >= self._max_bytes:
+        if self._kept_bytes() + sum(map(self._bytes_of, self._all)) >= self._max_bytes:
             return False
         silent = sum(not download.is_here and not download.received_bytes for download in self._all)
         spent = self._client.ledger.spent("export")
@@ -109,6 +116,13 @@ class Downloads(Closing):
         download = _Download(asked)
         self._all.append(download)
         download.future = self._pool.submit(self._fetch, download)
+
+    def put(self, fetched: Fetched, body: ExportBody) -> None:
+        """One that is here from before, and that `on_arrival` need not be told of."""
+        download = _Download(fetched.asked, Future(), is_here=True)
+        download.future.set_result(fetched)
+        self._all.append(download)
+        self._note_size(body)
 
     def take(self) -> Fetched:
         """The first in the order asked for of those that are here; waits until one is.
@@ -152,17 +166,20 @@ class Downloads(Closing):
                 continue
             download.is_here = True
             if download.body is not None:
-                self._has_one_come = True
-                self._events += download.body.lines
-                self._compressed_bytes += download.body.compressed_bytes
+                self._note_size(download.body)
                 self._on_arrival(download.future.result(), download.body)
+
+    def _note_size(self, body: ExportBody) -> None:
+        self._has_one_come = True
+        self._events += body.lines
+        self._compressed_bytes += body.compressed_bytes
 
     def _waits_long(self) -> bool:
         return self._client.ledger.spent("export").next_free_s > SHORT_WAIT_S
 
     def _bytes_of(self, download: _Download) -> float:
         if download.body is not None:
-            return download.body.compressed_bytes
+            return 0 if download.body.is_kept else download.body.compressed_bytes
         expected = download.asked.events * self._compressed_bytes / self._events if self._events else 0.0
         return max(expected, download.received_bytes)
 
@@ -190,7 +207,10 @@ class Downloads(Closing):
             if not error.is_slow:
                 raise
             body = error
-        return Fetched(asked, asked.requests + body.attempts, exported_at, body)
+        fetched = Fetched(asked, asked.requests + body.attempts, exported_at, body)
+        if self._keep is not None and isinstance(body, ExportBody):
+            self._keep(fetched, body)
+        return fetched
 
 
 @dataclass(eq=False)

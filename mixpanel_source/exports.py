@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mixpanel_source import settings
-from mixpanel_source.bodies import ExportBody
+from mixpanel_source.bodies import DamagedError, ExportBody
 from mixpanel_source.client import MixpanelClient, compact
 from mixpanel_source.closing import Closing
 from mixpanel_source.discovery import NOT_TOLD, Discovery, by_request
@@ -30,6 +30,9 @@ from mixpanel_source.parsing.held import HeldTables
 from mixpanel_source.planner import Plan
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.windows import LoadedDay, Window
+
+if TYPE_CHECKING:
+    from mixpanel_source.kept_exports import KeptExports
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +129,8 @@ class Exports(Closing):
     A window that never comes whole is asked for in shorter ones, and a day that does not by its events, where the
     filter names some. With `skip_incomplete` what never comes whole is left out, and the others still come. Of a day
     that is not in `loaded` as a whole the events come then whose names Mixpanel tells: parts, which do not make it up.
+
+    With `kept` what came outlives this process until `committed` is called; `here` is what an earlier one has left.
     """
 
     def __init__(
@@ -137,6 +142,8 @@ class Exports(Closing):
         progress: Progress | None = None,
         loaded: Sequence[LoadedDay] = (),
         skip_incomplete: bool = False,
+        kept: KeptExports | None = None,
+        here: Iterable[tuple[Fetched, ExportBody]] = (),
     ) -> None:
         self.project = project
         self.filter = filter_
@@ -161,9 +168,20 @@ class Exports(Closing):
         """Requests for a window that the plan gives next, in parts."""
         self._error: MixpanelDataError | None = None
         received = progress.received if progress else None
+        self._kept = kept
+        self._handed_on: list[Window] = []
+        """Windows that `committed` is still to be called for."""
         self._downloads = Downloads(
-            client, project.concurrent_exports, project.max_spool_bytes, on_arrival=self._learn, on_bytes=received
+            client,
+            project.concurrent_exports,
+            project.max_spool_bytes,
+            on_arrival=self._learn,
+            on_bytes=received,
+            keep=kept.keep if kept else None,
+            kept_bytes=(lambda: kept.bytes) if kept else lambda: 0,
         )
+        for fetched, body in here:
+            self._downloads.put(fetched, body)
         self._connection = parsing.new_connection()
 
     @property
@@ -183,6 +201,12 @@ class Exports(Closing):
         except MixpanelDataError as error:
             self._error = error
             raise
+
+    def committed(self) -> None:
+        """All that `next` gave so far is in the database."""
+        handed_on, self._handed_on = self._handed_on, []
+        for window in handed_on:
+            self._drop(window)
 
     def is_held_up(self, for_s: float) -> bool:
         """Whether the next export will not be here within `for_s`, or not before a long wait for the request limit."""
@@ -220,11 +244,23 @@ class Exports(Closing):
                 try:
                     rows = self._read(fetched, body)
                 except IncompleteExportError as error:
+                    self._drop(fetched.asked.window)
                     self._leave_out(fetched.asked, error)
                     continue
-            if rows is not None:
-                self._ask_ahead()  # it may be some time until the next call
-                return rows
+                except DamagedError:
+                    self._drop(fetched.asked.window)
+                    if not fetched.is_kept:
+                        raise
+                    logger.warning("the export of %s that was kept is damaged: asking again", fetched.asked.window)
+                    self._first.append(replace(fetched.asked, requests=fetched.requests))
+                    continue
+            if rows is None:
+                self._drop(fetched.asked.window)
+                continue
+            if self._is_planned(fetched.asked):
+                self._handed_on.append(fetched.asked.window)
+            self._ask_ahead()  # it may be some time until the next call
+            return rows
 
     def _read(self, fetched: Fetched, body: ExportBody) -> WindowRows | None:
         """None where the window is asked for once more, or in parts."""
@@ -252,6 +288,10 @@ class Exports(Closing):
         rows.attempts = body.attempts
         self._lags.update(rows.lags)
         return rows
+
+    def _drop(self, window: Window) -> None:
+        if self._kept is not None:
+            self._kept.drop(window)
 
     def _is_planned(self, asked: Asked) -> bool:
         """Whether it is for all that is asked for of its days."""

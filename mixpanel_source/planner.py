@@ -60,6 +60,8 @@ class Forecast:
     """More than `requests` where nothing tells of sizes: then windows are as long as they can be, or a day each."""
     event_bytes: float | None = None
     """Bytes of one event's line, on average."""
+    days_here: int = 0
+    """Besides those of `windows`: their exports are here already."""
 
     @property
     def days(self) -> int:
@@ -115,6 +117,7 @@ class Plan:
         self._is_trying = False
         """Whether windows became longer after the last one that was cut."""
         self._days_read = self._odd_days = 0
+        self._days_here = 0
         self._proven = 0
         """Days of the longest window that was read since one did not come whole, or had to be split."""
         self.tell(sizes or {})
@@ -155,6 +158,24 @@ class Plan:
         """The events of `window`, 0 where nothing tells."""
         sizes = [(day, self._size(day)) for day in window.days]
         return sum(self._average(self._near(day)) if size is None else size for day, size in sizes)
+
+    def take(self, window: Window, events: int, size: int) -> bool:
+        """An export of `window` is here from before, as for `came`: it need not be asked for.
+
+        False where not all of its days are still to be asked for.
+        """
+        around = next((run for run in self._runs if run.first <= window.first and window.last <= run.last), None)
+        if around is None:
+            return False
+        place = self._runs.index(around)
+        del self._runs[place]
+        if window.last < around.last:
+            self._runs.insert(place, Window(window.last + ONE_DAY, around.last))
+        if around.first < window.first:
+            self._runs.insert(place, Window(around.first, window.first - ONE_DAY))
+        self._days_here += len(window)
+        self.came(window, events, size)
+        return True
 
     def came(self, window: Window, events: int, size: int) -> None:
         """The export of `window` came whole, with so many lines, and bytes of them."""
@@ -210,7 +231,7 @@ class Plan:
             ahead._suppose(window, events or 0)
         is_open = not is_known and self._limits.events is not None
         at_most = sum(map(len, self._runs)) if is_open else len(windows)
-        return Forecast(tuple(windows), at_most, self._event_bytes)
+        return Forecast(tuple(windows), at_most, self._event_bytes, self._days_here)
 
     def _copy(self) -> Plan:
         """One that can be played without changing this one."""

@@ -90,6 +90,8 @@ CONCURRENT_EXPORTS: Final = 4
 """Exports that a load has under way at once: most of the time of one passes before its first byte."""
 MAX_SPOOL_BYTES: Final = 4_000_000_000
 """Of exports on the disk, compressed; no other one is begun meanwhile."""
+SPOOL_KEEP_HOURS: Final = 24.0
+"""How long an export that a stopped load has on the disk is loaded by the next one instead of being asked for again."""
 COUNTED_EVENTS: Final = 100
 """Of so many of the most common events the counts by day are asked for, where nothing else tells the sizes of days."""
 MAX_REJECTED_SHARE: Final = 0.01

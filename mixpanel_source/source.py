@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Sequence
+from datetime import date, datetime
 from typing import Any
 
 import dlt
@@ -219,6 +220,14 @@ def loaded_days_of(pipeline: dlt.Pipeline, filter_: EventFilter) -> list[LoadedD
     if filter_.where is not None:
         return []
     return loaded_days(_rows_of(pipeline, LOADED_DAYS_SQL), filter_.labels)
+
+
+def last_exports_of(pipeline: dlt.Pipeline) -> dict[date, datetime]:
+    """When each day, or a part of it, was exported last, of what the destination of `pipeline` holds."""
+    last: dict[date, datetime] = {}
+    for day, _, exported_at, *_ in _rows_of(pipeline, LOADED_DAYS_SQL):
+        last[day] = max(last.get(day, exported_at), exported_at)
+    return last
 
 
 def report_days_of(pipeline: dlt.Pipeline, table: str) -> list[ReportDay]:

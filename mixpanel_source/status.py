@@ -21,7 +21,15 @@ from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
-from mixpanel_source.warehouse import DatabaseBusyError, fetched_tables, opened, pipelines_folder, table_names, tables
+from mixpanel_source.warehouse import (
+    DatabaseBusyError,
+    fetched_tables,
+    kept_bytes,
+    opened,
+    pipelines_folder,
+    table_names,
+    tables,
+)
 from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, windows_over
 
 _LOCK_WAIT_S = 0.5
@@ -75,6 +83,8 @@ class Status:
     loaded: LoadStatus | None
     problem: str | None
     requests: list[Budget]
+    kept_bytes: int = 0
+    """Of exports on the disk that are not in the database yet."""
 
 
 def status(database: Path, project: Project | None, now: datetime | None = None) -> Status:
@@ -90,7 +100,8 @@ def status(database: Path, project: Project | None, now: datetime | None = None)
             problem = f"nothing is loaded yet: there is no {database}"
     except DatabaseBusyError as busy:
         loaded, problem = None, f"the database is busy: {busy.message}"
-    return Status(database, running, last_run, loaded, problem, _budgets(project.ledger() if project else None))
+    budgets = _budgets(project.ledger() if project else None)
+    return Status(database, running, last_run, loaded, problem, budgets, kept_bytes(database))
 
 
 def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:

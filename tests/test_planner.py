@@ -357,6 +357,21 @@ def test_nothing_runs_ahead_of_what_may_tell_how_long_windows_can_be() -> None:
     assert plan.next() == Window(YEAR[30], YEAR[44])
 
 
+# --- exports that are here from before
+
+
+def test_what_is_here_is_not_asked_for_and_tells_of_its_neighbours() -> None:
+    plan = Plan(YEAR)
+    for window in (Window(YEAR[30], YEAR[59]), Window(YEAR[0], YEAR[6]), Window(YEAR[360], YEAR[364])):
+        assert plan.take(window, 10 * len(window), 1_000)
+        assert not plan.take(window, 1, 1)
+    assert not plan.take(Window(YEAR[29], YEAR[31]), 1, 1)
+    assert plan.days_unknown() == YEAR[90:330]
+    forecast = plan.forecast()
+    assert (forecast.days, forecast.days_here) == (365 - 42, 42)
+    assert play(plan, lambda _: 10).days == [*YEAR[7:30], *YEAR[60:360]]
+
+
 # --- what it foretells
 
 

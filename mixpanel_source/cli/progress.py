@@ -70,7 +70,7 @@ class LoadDisplay:
             yield self
 
     def planned(self, forecast: Forecast) -> None:
-        self._all_days = forecast.days
+        self._all_days = forecast.days + forecast.days_here
         self._tell_of_waits(forecast)
         self._events = self._progress.add_task("events", total=self._all_days, state="")
         self._show_events()
@@ -127,7 +127,7 @@ class LoadDisplay:
         if forecast.requests_at_most <= free:
             return
         note(
-            f"{counted(self._all_days, 'day')}: {requests_in_words(forecast.requests, forecast.requests_at_most)},"
+            f"{counted(forecast.days, 'day')}: {requests_in_words(forecast.requests, forecast.requests_at_most)},"
             f" {time_in_words(*(seconds_to_ask(n, spent) for n in (forecast.requests, forecast.requests_at_most)))}"
             f" at {spent.allowed} an hour ({free} {'is' if free == 1 else 'are'} free now)"
         )
