@@ -101,6 +101,7 @@ def test_what_is_left_is_of_use_only_to_a_load_that_asks_for_the_same(
     assert sorted(asked(sandbox)) == here[:2]
     run_load(here[1], here[1])
     assert asked(sandbox) == []
+    assert kept(database) == here[2:]
     run_load(here[2], here[2], refresh=True)
     assert asked(sandbox) == [here[2]]
     assert kept(database) == []
