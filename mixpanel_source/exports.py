@@ -47,11 +47,11 @@ _PARTS_FAILED = 12
 class EventFilter:
     """What an export is narrowed to: some events, or an expression (Mixpanel docs: Segmentation expressions)."""
 
-    events: tuple[str, ...] = ()
+    events: Sequence[str] = ()
     where: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.events, str):  # type: ignore[unreachable]
+        if isinstance(self.events, str):
             raise ConfigError(f"events is a list of names, not the text {self.events[:40]!r}")
         if self.where == "" or "" in self.events:
             raise ConfigError("the filter holds an empty text", hint="leave it out for all events")

@@ -42,7 +42,7 @@ from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import ReportLoads, reports_package
 from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.source import last_exports_of, loaded_days_of, report_days_of
-from mixpanel_source.typed import bring_in_step, is_in_step
+from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
 from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
 from mixpanel_source.windows import DateRange, Window
 
@@ -198,7 +198,8 @@ def _load_events(
                 events = partial(
                     events_package, exports, PackageLimits(), holds_none_of=partial(_holds_none_of, pipeline)
                 )
-                run_package(pipeline, result.database, progress, "events", events, _and_typed_tables(project))
+                and_then = partial(_keep_up, exports, told) if project.typed_tables else None
+                run_package(pipeline, result.database, progress, "events", events, and_then)
                 exports.committed()
                 table.rows += told.rows
                 days |= told.days
@@ -213,6 +214,8 @@ class _Counted:
 
     def __init__(self, progress: LoadProgress) -> None:
         self.received = progress.received
+        self.bytes_behind = 0
+        """Bytes of properties that the typed tables do not hold yet."""
         self._progress = progress
         self.begin()
 
@@ -223,7 +226,18 @@ class _Counted:
     def loaded(self, window: Window, rows: int, size: int) -> None:
         self.rows += rows
         self.days.update(window.days)
+        self.bytes_behind += size
         self._progress.loaded(window, rows, size)
+
+
+def _keep_up(exports: Exports, told: _Counted, connection: duckdb.DuckDBPyConnection) -> None:
+    """Bring the typed tables in step after some packages: each time the ends of all tables are written anew.
+
+    Never later than before a wait for the next export, where it costs no time.
+    """
+    if exports.is_done or told.bytes_behind >= BATCH_BYTES or exports.is_held_up(0.0):
+        _keep_in_step(connection)
+        told.bytes_behind = 0
 
 
 def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
@@ -249,13 +263,9 @@ def _load_profiles(
     profiles = partial(
         profiles_resource, lambda: project, asked, on_page=progress.profiles, warn=result.warnings.append
     )
-    run_package(pipeline, result.database, progress, asked.table, profiles, _and_typed_tables(project))
+    and_then = _keep_in_step if project.typed_tables else None
+    run_package(pipeline, result.database, progress, asked.table, profiles, and_then)
     _count_rows(pipeline, table)
-
-
-def _and_typed_tables(project: Project) -> Callable[[duckdb.DuckDBPyConnection], None] | None:
-    """What follows each load package of events or profiles."""
-    return _keep_in_step if project.typed_tables else None
 
 
 def _keep_in_step(connection: duckdb.DuckDBPyConnection) -> None:

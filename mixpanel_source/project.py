@@ -212,6 +212,11 @@ def parse_day(name: str, value: str | date | None) -> date | None:
         raise ConfigError(f"{name} {value!r} is not a day", hint="give it as YYYY-MM-DD") from None
 
 
+def parse_range(from_date: str | date | None, to_date: str | date | None, refresh: bool = False) -> DateRange:
+    """The days asked for. Raises ConfigError."""
+    return DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
+
+
 def parse_since(name: str, value: str | date | None) -> date | Literal["last"] | None:
     """`last`, or a day: for `ProfilesAsked.since`. Raises ConfigError."""
     return LAST if value == LAST else parse_day(name, value)

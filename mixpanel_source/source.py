@@ -21,7 +21,7 @@ from mixpanel_source.errors import ConfigError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.listings import LISTINGS
-from mixpanel_source.project import Project, parse_day, parse_since, project_of
+from mixpanel_source.project import Project, parse_day, parse_range, parse_since, project_of
 from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.report_days import REPORT_DAYS_SQL, ReportDay, report_days
 from mixpanel_source.report_questions import questions_of
@@ -32,7 +32,7 @@ from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import report_table
 from mixpanel_source.settings import REPORT_TABLES
-from mixpanel_source.windows import DateRange, LoadedDay
+from mixpanel_source.windows import LoadedDay
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +140,9 @@ def mixpanel_source(
     A run is one load package, whole or not at all: load a long history in several runs, a month each, say, so that a
     stop loses less. Raises ConfigError here for a date that is none, and for a wrong question.
     """
-    asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
+    asked = parse_range(from_date, to_date, refresh)
     first_day = parse_day("start_date", start_date)
-    filter_ = EventFilter(tuple(events or ()), where)
+    filter_ = EventFilter(events or (), where)
     profiles = ProfilesAsked(
         profiles_where,
         tuple(profiles_properties or ()),

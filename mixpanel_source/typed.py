@@ -46,6 +46,8 @@ Columns = dict[str, PropertyColumn]
 Rows: TypeAlias = "pa.Table | str"
 """Rows at hand, or a table or a query in brackets of SQL."""
 
+_IDS: Final = frozenset({"distinct_id", "insert_id", "event_id", "device_id", "user_id"})
+"""Columns of which it is known how to compress them best: DuckDB takes long to find that out for texts."""
 _TYPED: Final = identifier(settings.TYPED_DATASET)
 _LOADED: Final = identifier(settings.DATASET)
 
@@ -338,7 +340,8 @@ def _create(
     typed = sorted(_definition(column) for column in columns if column.type is not None)
     of_event = "event IS NULL" if event is None else f"event = {literal(event)}"
     connection.execute(f"DROP TABLE IF EXISTS {_table(event)}")
-    connection.execute(f"CREATE TABLE {_table(event)} ({', '.join([*map(' '.join, shared), *typed])})")
+    first = [f"{name} {type_}{' USING COMPRESSION fsst' if name in _IDS else ''}" for name, type_ in shared]
+    connection.execute(f"CREATE TABLE {_table(event)} ({', '.join([*first, *typed])})")
     connection.execute(f"DELETE FROM {_TYPED}.{TYPED_TABLES} WHERE {of_event}")
     name = "NULL" if event is None else literal(event)
     connection.execute(f"INSERT INTO {_TYPED}.{TYPED_TABLES} VALUES ({name}, {literal(_name(event))})")

@@ -99,9 +99,7 @@ def verify(
     Raises ConfigError for days that cannot be, WarehouseError or TableNotFoundError where nothing is loaded, and what
     requests and loads raise.
     """
-    if isinstance(events, str):
-        raise ConfigError(f"events is a list of names, not the text {events[:40]!r}")
-    asked = _Asked(from_date, to_date, EventFilter(tuple(events)).events)
+    asked = _Asked(from_date, to_date, EventFilter(events).events)
     found, loaded = _compare(project, database, asked)
     if not repair or not found.wrong:
         return found
@@ -120,7 +118,7 @@ def verify(
 class _Asked:
     from_date: date | None
     to_date: date | None
-    events: tuple[str, ...]
+    events: Sequence[str]
     """All where none are named."""
 
 
@@ -199,7 +197,7 @@ def _days(connection: duckdb.DuckDBPyConnection, asked: _Asked, project: Project
 class _Loaded:
     """What the database holds of some days of reports, and of the export days that these lie across."""
 
-    def __init__(self, project: Project, span: Window, events: tuple[str, ...], now: datetime) -> None:
+    def __init__(self, project: Project, span: Window, events: Sequence[str], now: datetime) -> None:
         self.project = project
         self.span = span
         self.events = events
@@ -317,7 +315,7 @@ class _Loaded:
 
     def why_nothing(self, day: date) -> list[str]:
         """As `why_not` for all that was asked for at once, where that is so."""
-        events: tuple[str | None, ...] = self.events or (None, *self.named)
+        events: Sequence[str | None] = self.events or (None, *self.named)
         reasons = [self.why_not(day, event) for event in events]
         return [reason for one in reasons for reason in one] if all(reasons) else []
 

@@ -32,13 +32,12 @@ from mixpanel_source.fetch import (
 )
 from mixpanel_source.load_record import record_path
 from mixpanel_source.progress import LoadProgress
-from mixpanel_source.project import Project, parse_day, project_of
+from mixpanel_source.project import Project, parse_day, parse_range, project_of
 from mixpanel_source.property_columns import PropertyColumn
 from mixpanel_source.reports import Reports
 from mixpanel_source.status import Status, info, status
 from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
-from mixpanel_source.windows import DateRange
 
 if TYPE_CHECKING:
     from mixpanel_source.load_plan import LoadPlan
@@ -221,8 +220,8 @@ class Workspace(Closing):
         from mixpanel_source.load import DEFAULT_RESOURCES, load
 
         self._close_connection()
-        asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
-        filter_ = EventFilter(tuple(events), where)
+        asked = parse_range(from_date, to_date, refresh)
+        filter_ = EventFilter(events, where)
         result = load(self.project, self.path, resources or DEFAULT_RESOURCES, asked=asked, filter_=filter_, **options)
         if result.error is not None:
             raise result.error
@@ -241,8 +240,8 @@ class Workspace(Closing):
         """What `load` would ask for of the events: as `load_plan.plan_load`."""
         from mixpanel_source.load_plan import plan_load
 
-        asked = DateRange(parse_day("from_date", from_date), parse_day("to_date", to_date), refresh)
-        filter_ = EventFilter(tuple(events), where)
+        asked = parse_range(from_date, to_date, refresh)
+        filter_ = EventFilter(events, where)
         return plan_load(self.project, self.path, asked=asked, filter_=filter_, count=count)
 
     def verify(
@@ -279,7 +278,7 @@ class Workspace(Closing):
         if first is None or last is None:
             raise ConfigError("a snapshot needs its days", hint="give from_date and to_date")
         self._close_connection()
-        filter_ = EventFilter(tuple(events), where)
+        filter_ = EventFilter(events, where)
         return fetch_events(
             self.project, self.path, name, from_date=first, to_date=last, filter_=filter_, progress=progress
         )

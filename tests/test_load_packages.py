@@ -30,6 +30,7 @@ from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
 from mixpanel_source.resources.events import PackageLimits
 from mixpanel_source.sandbox import Fault, Sandbox
+from mixpanel_source.typed import bring_in_step
 from mixpanel_source.warehouse import pipelines_folder
 from mixpanel_source.windows import DateRange
 
@@ -73,6 +74,28 @@ def when_events_are_written(monkeypatch: pytest.MonkeyPatch, act: Callable[[], N
         return original(self, sql, *args, **kwargs)
 
     monkeypatch.setattr(DuckDbSqlClient, "execute_sql", execute_sql)
+
+
+@pytest.mark.parametrize(
+    ("is_held_up", "behind_bytes", "times"), [(False, 1 << 30, 1), (True, 1 << 30, 6), (False, 1, 6)]
+)
+def test_typed_tables_follow_several_packages_at_once_but_not_after_a_wait(
+    database: Path,
+    project: Project,
+    small_packages: None,
+    sql: Sql,
+    monkeypatch: pytest.MonkeyPatch,
+    is_held_up: bool,
+    behind_bytes: int,
+    times: int,
+) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(LOAD, "BATCH_BYTES", behind_bytes)
+    monkeypatch.setattr("mixpanel_source.exports.Exports.is_held_up", lambda self, for_s: is_held_up)
+    monkeypatch.setattr(LOAD, "bring_in_step", lambda connection: made.append(bring_in_step(connection).days))
+    assert load(project, database, ["events"], asked=ASKED).error is None
+    assert (len(made), sum(made)) == (times, 6)
+    assert sql("select count(*) from mixpanel_typed.typed_days") == [(6,)]
 
 
 def test_a_load_of_little_is_one_package(run_load: RunLoad, sql: Sql) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,12 @@ def test_the_first_error_of_a_load_is_raised(sandbox: Sandbox, tmp_path: Path) -
 
 def test_its_name_is_imported_when_it_is_used() -> None:
     assert mixpanel_source.Workspace is Workspace
+
+
+def test_a_text_in_the_place_of_a_list_of_events_is_refused(sandbox: Sandbox) -> None:
+    with Workspace.ephemeral() as ws:
+        asks: list[Callable[..., object]] = [ws.load, ws.plan, ws.verify, partial(ws.fetch_events, "some")]
+        for ask in asks:
+            with pytest.raises(ConfigError, match="a list of names, not the text 'Sign Up'"):
+                ask(from_date=DAY, to_date=DAY, events="Sign Up")
+    assert sandbox.requests == []

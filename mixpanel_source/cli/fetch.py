@@ -83,7 +83,7 @@ def events(
             name,
             from_date=days.from_date,
             to_date=days.to_date,
-            filter_=EventFilter(tuple(event or ()), where),
+            filter_=EventFilter(event or (), where),
             progress=display,
         )
     _tell(options, result)

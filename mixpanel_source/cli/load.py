@@ -212,7 +212,7 @@ def load(
             database,
             names,
             asked=asked,
-            filter_=EventFilter(tuple(event or ()), where),
+            filter_=EventFilter(event or (), where),
             profiles=profiles,
             members=MembersAsked(tuple(cohort or ()), history),
             progress=display,

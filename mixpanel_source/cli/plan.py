@@ -96,7 +96,7 @@ def plan(
         project,
         options.find_database(account),
         asked=dates_of(project, from_date, to_date, refresh),
-        filter_=EventFilter(tuple(event or ()), where),
+        filter_=EventFilter(event or (), where),
         count=count,
     )
     write_record(_in_words(found) if options.output is Format.TABLE else _record(found), options.output)
