@@ -189,7 +189,8 @@ def _remove_others(folder: Path, bodies: Collection[Path]) -> None:
 
 
 def _remove_old(own: Path, now: datetime, keep_hours: float) -> None:
-    """Of databases that no load works on, what is older than `keep_hours`."""
+    """What dead processes have left, and of databases that no load works on what is older than `keep_hours`."""
+    remove_stale(own.parent)
     for folder in own.parent.iterdir():
         if folder == own or not folder.is_dir():
             continue

@@ -137,8 +137,12 @@ def test_the_folders_of_other_databases_are_swept_too(
 ) -> None:
     stop()
     assert kept(database)
+    left = kept_folder(database).with_name("mpload-package-left")
+    left.touch()
+    os.utime(left, (0, 0))
     run_load(WEEK[0], WEEK[0], database=tmp_path / "other.duckdb")
     assert kept(database)
+    assert not left.exists()
     clock.now += timedelta(hours=25)
     run_load(WEEK[1], WEEK[1], database=tmp_path / "other.duckdb")
     assert not kept_folder(database).exists()
