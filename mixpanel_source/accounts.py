@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from mixpanel_source import settings
-from mixpanel_source.credentials import Account, Credentials
+from mixpanel_source.credentials import Account, Credentials, Secret
 from mixpanel_source.errors import AccountExistsError, AccountNotFoundError, ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "retries": (int,),
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),
+    "request_share": (float, int),
+    "ledger_url": (str,),
     "data_group_ids": (list,),
     "typed_tables": (bool,),
     **dict.fromkeys(settings.REPORT_TABLES, (list,)),
@@ -291,6 +293,8 @@ def _setting(path: Path, key: str, value: Any) -> Any:
             return datetime.strptime(value, "%Y-%m-%d").date()
         except ValueError:
             _wrong(path, key, "is not a day", hint="such as 2024-01-31")
+    if key.endswith(".ledger_url"):
+        return Secret(value)  # there is a password in it
     if key.rpartition(".")[2] in settings.REPORT_TABLES:
         # Their parameters are checked where the project is opened: that takes what asks for reports.
         for number, report in enumerate(value, 1):
@@ -325,7 +329,8 @@ def _keys_of(account: Account) -> dict[str, Any]:
         keys["project_timezone"] = account.project_timezone
     if account.legacy_local_time:
         keys["legacy_local_time"] = True
-    return keys | dict(account.load_settings)
+    more = account.load_settings
+    return keys | {key: value.reveal() if isinstance(value, Secret) else value for key, value in more.items()}
 
 
 @contextlib.contextmanager

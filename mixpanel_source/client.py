@@ -24,7 +24,7 @@ import requests
 import requests.exceptions
 
 from mixpanel_source import bodies, settings, transport
-from mixpanel_source.credentials import Credentials
+from mixpanel_source.credentials import Credentials, Secret
 from mixpanel_source.errors import (
     AuthenticationError,
     ConfigError,
@@ -57,10 +57,11 @@ _TIMED_OUT = re.compile(r"\W*((query|request) )?(timeout|timed out)( error)?\W*"
 class MixpanelClient:
     """Mixpanel's read APIs for one project. Opens nothing until the first request; usable by several threads.
 
-    `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `wait` allows waiting for an hourly limit;
-    without it such a wait is a `RateLimitError`. `on_wait` is told (seconds, why) before every sleep. `clock` gives
-    epoch seconds and `sleep` has to move it. A closed client stays closed: waits end, and what it handed out ends with
-    a `RuntimeError`.
+    `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `ledger_url` (else `MP_LEDGER_URL`) and
+    `request_share` are the ledger's, unless one is given. `wait` allows waiting for an hourly limit;
+    without it such a wait is a `RateLimitError`. `on_wait` is told (seconds, why) before every wait. `clock` gives
+    epoch seconds, in place of the machine's clocks, and `sleep` has to move it. A closed client stays closed: waits
+    end, and what it handed out ends with a `RuntimeError`.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class MixpanelClient:
         export_timeout_s: float = settings.EXPORT_TIMEOUT_S,
         spool_folder: Path | None = None,
         ledger: RequestLedger | None = None,
+        ledger_url: str | Secret | None = None,
+        request_share: float = 1.0,
         wait: bool = True,
         session: requests.Session | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], object] | None = None,
         jitter: Callable[[], float] = random.random,
         on_wait: Callable[[float, str], None] | None = None,
@@ -96,7 +99,7 @@ class MixpanelClient:
         self._session = session
         self._own_session = session is None
         self._sockets = transport.LiveSockets()
-        self._clock = clock
+        self._clock = clock or time.time
         self._closing = threading.Event()
         self._sleep = sleep or self._closing.wait  # so that closing ends a wait
         self._jitter = jitter
@@ -109,6 +112,8 @@ class MixpanelClient:
             settings.data_folder() / "ledger.sqlite",
             origin=self.origin("query"),
             project_id=credentials.project_id,
+            share=request_share,
+            url=ledger_url or os.environ.get("MP_LEDGER_URL"),
             clock=clock,
         )
 
@@ -375,14 +380,17 @@ class MixpanelClient:
 
     def _attempt(self, call: _Call, receive: Callable[[requests.Response], T]) -> T:
         self._check_open()
-        with self.ledger.slot(call.family):
-            self.ledger.acquire(
-                call.family,
-                wait=self._may_wait(call),
-                sleep=lambda seconds: self._pause(seconds, f"the request limit of the {call.family} API is used up"),
-            )
+        why = f"the request limit of the {call.family} API is used up"
+        with self.ledger.permit(
+            call.family,
+            wait=self._may_wait(call),
+            on_wait=lambda seconds: self._tell_of_wait(seconds, why),
+            sleep=self._rest,
+        ) as permit:
             self._check_open()
             with self._send(call) as response:
+                if call.family == "export":  # other answers are here in a moment
+                    permit.arrived()
                 if response.status_code != 200:
                     raise self._refused(call, response)
                 return receive(response)
@@ -436,10 +444,17 @@ class MixpanelClient:
             raise RuntimeError("this MixpanelClient is closed")
 
     def _pause(self, seconds: float, why: str) -> None:
-        self.stats.add(waits=1, waited_s=seconds)
+        self._tell_of_wait(seconds, why)
+        self._rest(seconds)
+
+    def _tell_of_wait(self, seconds: float, why: str) -> None:
+        self.stats.add(waits=1)
         log.debug("waiting %.1f s: %s", seconds, why)
         if self._on_wait is not None:
             self._on_wait(seconds, why)
+
+    def _rest(self, seconds: float) -> None:
+        self.stats.add(waited_s=seconds)
         self._sleep(seconds)
         self._check_open()
 

@@ -137,7 +137,7 @@ class Downloads(Closing):
                     return download.future.result()
             coming = [download for download in self._all if not download.is_here]
             failed = [download for download in self._all if download.has_failed]
-            if failed and not any(download.received_bytes or not self._waits_long() for download in coming):
+            if failed and (not coming or self._waits_long()):
                 return failed[0].future.result()
             _wait(coming, _LOOK_EVERY_S if failed else None)
 
@@ -175,7 +175,8 @@ class Downloads(Closing):
         self._compressed_bytes += body.compressed_bytes
 
     def _waits_long(self) -> bool:
-        return self._client.ledger.spent("export").next_free_s > SHORT_WAIT_S
+        """All that is not here yet."""
+        return self._client.ledger.waits_s("export") > SHORT_WAIT_S
 
     def _bytes_of(self, download: _Download) -> float:
         if download.body is not None:

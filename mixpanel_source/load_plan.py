@@ -35,7 +35,7 @@ class LoadPlan:
     is_counted: bool
     """Whether Mixpanel was to be asked for counts; it may have had none."""
     spent: Spent
-    """The export requests of the last hour, by the ledger of this machine."""
+    """The export requests of the last hour, by the ledger."""
 
     @property
     def seconds(self) -> float:

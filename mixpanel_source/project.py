@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mixpanel_source import settings
 from mixpanel_source.client import MixpanelClient
-from mixpanel_source.credentials import Account, Credentials
+from mixpanel_source.credentials import Account, Credentials, Secret
 from mixpanel_source.engage import LAST, group_ids
 from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.planner import Plan, WindowLimits
@@ -54,6 +54,10 @@ class Project:
     retries: int = settings.RETRIES
     timeout_s: float = settings.TIMEOUT_S
     export_timeout_s: float = settings.EXPORT_TIMEOUT_S
+    request_share: float = 1.0
+    """Share of the limit by the hour that is used; the rest is left to other tools."""
+    ledger_url: str | Secret | None = field(default=None, repr=False)
+    """The Postgres database that several machines keep the request ledger in."""
     data_group_ids: Sequence[str] = ()
     """Of the group types whose profiles are loaded, each a signed 64-bit number as text."""
     typed_tables: bool = True
@@ -70,6 +74,7 @@ class Project:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data_group_ids", group_ids(self.data_group_ids))
+        object.__setattr__(self, "ledger_url", self.ledger_url and Secret(self.ledger_url))
         try:
             ZoneInfo(self.project_timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -93,6 +98,8 @@ class Project:
             raise ConfigError(f"max_spool_bytes is 0 or more, not {self.max_spool_bytes}")
         if not 0 <= self.spool_keep_hours <= 24 * _MOST_DAYS:
             raise ConfigError(f"spool_keep_hours is a number of hours from 0, not {self.spool_keep_hours:g}")
+        if not 0 < self.request_share <= 1:
+            raise ConfigError(f"request_share is a share over 0 and up to 1, not {self.request_share:g}")
         if not 0 <= self.max_rejected <= 1:
             raise ConfigError(f"max_rejected is a share between 0 and 1, not {self.max_rejected:g}")
 
@@ -112,7 +119,7 @@ class Project:
         return ZoneInfo(self.project_timezone)
 
     def client(self, spool: Path | None = None) -> MixpanelClient:
-        """A client that shares the machine's request ledger and spool folder, unless it gets one. Opens nothing yet."""
+        """A client that shares the request ledger and spool folder, unless it gets one. Opens nothing yet."""
         return self._client(spool or spool_folder())
 
     def origin(self, family: settings.ApiFamily) -> str:
@@ -120,7 +127,7 @@ class Project:
         return self._client(None).origin(family)
 
     def ledger(self) -> RequestLedger:
-        """The machine's request ledger for the project. Makes no file and no folder."""
+        """The request ledger for the project. Makes no file and no folder."""
         return self._client(None).ledger
 
     def _client(self, spool_folder: Path | None) -> MixpanelClient:
@@ -131,6 +138,8 @@ class Project:
             timeout_s=self.timeout_s,
             export_timeout_s=self.export_timeout_s,
             spool_folder=spool_folder,
+            ledger_url=self.ledger_url,
+            request_share=self.request_share,
             wait=self.wait,
             on_wait=self.on_wait,
         )

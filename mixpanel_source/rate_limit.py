@@ -1,37 +1,34 @@
-"""The request ledger: what was asked of Mixpanel in the last hour, by every process of this machine.
+"""The request ledger: what was asked of Mixpanel in the last hour, by every process of this machine, or of several.
 
-Mixpanel counts requests for a whole project, so one budget is shared through a small SQLite file. Several limits (60 an
-hour and 3 a second) are kept at once. `begin immediate` lets one process in at a time, and the operating
-system frees the file if that process dies.
+Mixpanel counts requests for a whole project, so one budget is shared. A permit is good for every limit at once (60 an
+hour, 3 a second and 100 under way, for exports), and permits are given first come, first served.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sqlite3
+import logging
+import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from mixpanel_source import settings
+from mixpanel_source.credentials import Secret
 from mixpanel_source.errors import RateLimitError, WarehouseError
+from mixpanel_source.ledger.clock import system_clock, wall_clock
+from mixpanel_source.ledger.file_store import FileStore
+from mixpanel_source.ledger.record import Limits, Record, Wait
+from mixpanel_source.ledger.store import Key, MemoryStore, Opened, Store
 from mixpanel_source.settings import ApiFamily
 
-MARGIN_S: Final = 0.05
-"""Added to every period: a request reaches Mixpanel a little after it was entered here."""
+log = logging.getLogger(__name__)
+
 SHORT_WAIT_S: Final = 5.0
 """A wait up to this long (a limit per second) is always slept, even where waiting for the hour is not allowed."""
-LONGEST_HOLD_S: Final = 3600.0 + 60.0
-CLOCK_STEP_S: Final = 5.0
-"""An entry further than this in the future was made before the wall clock was set back, and is dropped."""
-LOCK_TIMEOUT_S: Final = 30.0
-
-Limits = Mapping[ApiFamily, Sequence[tuple[int, float]]]
 
 
 class Spent(NamedTuple):
@@ -43,21 +40,12 @@ class Spent(NamedTuple):
     """Seconds until a request may be sent; 0.0 if now."""
 
 
-@dataclass
-class _Record:
-    """What is known of one (origin, project, family)."""
-
-    hits: list[float] = field(default_factory=list)
-    """Epoch seconds of each request within the longest period, oldest first."""
-    hold: tuple[float, float] = (0.0, 0.0)
-    """(entered, until): no request before `until`, as a 429 asked for."""
-
-
 class RequestLedger:
-    """Permits for one project's requests to one origin, counted by API family.
+    """Permits for one project's requests to one origin, counted by API family; usable by several threads.
 
-    `path` None keeps the counts in memory, for this object alone. `clock` gives epoch seconds; `sleep` has to move it.
-    Methods raise `WarehouseError` if the file cannot be used.
+    The counts are in the Postgres database at `url`; without it in the file `path`; without both in memory, for this
+    object alone. `share` of the limit by the hour is used, the rest left to other tools. `clock` gives epoch seconds,
+    in place of the machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot be used.
     """
 
     def __init__(
@@ -66,91 +54,137 @@ class RequestLedger:
         *,
         origin: str,
         project_id: str,
-        limits: Limits = settings.LIMITS,
-        clock: Callable[[], float] = time.time,
+        limits: Mapping[ApiFamily, Sequence[tuple[int, float]]] = settings.LIMITS,
+        at_once: Mapping[ApiFamily, int] = settings.MAX_CONCURRENT,
+        share: float = 1.0,
+        url: str | Secret | None = None,
+        clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.path = path
         self.origin = origin
         self.project_id = project_id
         self._limits = limits
-        self._clock = clock
+        self._at_once = at_once
+        self._share = share
         self._sleep = sleep
-        self._memory: dict[ApiFamily, _Record] = {}
-        self._lock = threading.Lock()
+        read_clock = wall_clock(clock) if clock else system_clock
+        self._store: Store
+        if url:
+            from mixpanel_source.ledger.postgres_store import PostgresStore
 
-    def try_acquire(self, family: ApiFamily) -> float:
-        """Enters a request and returns 0.0, or enters nothing and returns the seconds to wait."""
-        with self._record(family) as record:
-            now = self._clock()
-            self._prune(family, record, now)
-            wait = self._wait(family, record, now)
-            if wait == 0.0:
-                record.hits.append(now)
-            return wait
+            self._store = PostgresStore(Secret(url))
+        else:
+            self._store = FileStore(path, read_clock) if path else MemoryStore(read_clock)
+        self._here = _RequestsHere()
+        self._untold: list[tuple[ApiFamily, Callable[[Record, float], None]]] = []
 
-    def acquire(
+    @contextmanager
+    def permit(
         self,
         family: ApiFamily,
         *,
         wait: bool = True,
         max_wait_s: float | None = None,
         sleep: Callable[[float], None] | None = None,
-    ) -> float:
-        """Enters a request as soon as that is allowed; the seconds slept for it.
+        on_wait: Callable[[float], None] | None = None,
+    ) -> Iterator[Permit]:
+        """Waits until a request may go out, and holds its place among those under way at once.
 
-        Raises `RateLimitError` where a wait is longer than `SHORT_WAIT_S` and `wait` is false, or where all waits
-        together would be longer than `max_wait_s`.
+        Raises `RateLimitError` where the rates make it wait for longer than `SHORT_WAIT_S` and `wait` is false, or for
+        longer than `max_wait_s` in all. `sleep` takes the place of the ledger's; `on_wait` is told the seconds of a
+        wait once, and again where it becomes longer.
         """
-        waited = 0.0
-        while (needed := self.try_acquire(family)) > 0.0:
-            too_long = max_wait_s is not None and waited + needed > max_wait_s
-            if too_long or (needed > SHORT_WAIT_S and not wait):
-                raise self._used_up(family, needed)
-            (sleep or self._sleep)(needed)
-            waited += needed
-        return waited
+        id_ = secrets.token_hex(6)
+        try:
+            self._wait_for(family, id_, wait, max_wait_s, sleep or self._sleep, on_wait)
+        except BaseException:
+            self._tell(family, lambda record, now: record.leave(id_))
+            raise
+        finally:
+            self._here.waits(family, id_, None)
+        with self._here.under_way(family):
+            try:
+                yield Permit(lambda: self._tell(family, lambda record, now: record.arrived(id_, now)))
+            finally:
+                self._tell(family, lambda record, now: record.over(id_, now))
 
     def penalize(self, family: ApiFamily, seconds: float) -> None:
         """No request of any process for `seconds`, at most an hour: Mixpanel said that the limit is used up."""
-        with self._record(family) as record:
-            now = self._clock()
-            self._prune(family, record, now)
-            until = now + min(max(seconds, 0.0), LONGEST_HOLD_S)
-            record.hold = (now, max(record.hold[1], until))
+        self._here.held(family, seconds)
+        with self._changing(family) as opened:
+            opened.record.hold(seconds, opened.now)
 
     def spent(self, family: ApiFamily) -> Spent:
         """The budget by the longest limit. Enters nothing, and makes no file."""
-        record = self._read(family)
-        now = self._clock()
-        self._prune(family, record, now)
-        allowed, period = max(self._limits[family], key=lambda limit: limit[1])
-        used = sum(hit + period + MARGIN_S > now for hit in record.hits)
-        return Spent(used, allowed, self._wait(family, record, now))
+        record, now = self._store.read(self._key(family))
+        limits = self._limits_of(family)
+        allowed, period_s = limits.longest
+        return Spent(record.used(period_s, now), allowed, record.wait_s(limits, now))
+
+    def waits_s(self, family: ApiFamily) -> float:
+        """How long the requests of this ledger that have not gone out yet still wait; 0.0 where one is under way, or
+        none waits."""
+        return self._here.waits_s(family)
+
+    def _wait_for(
+        self,
+        family: ApiFamily,
+        id_: str,
+        may_wait: bool,
+        max_wait_s: float | None,
+        sleep: Callable[[float], None],
+        on_wait: Callable[[float], None] | None,
+    ) -> None:
+        waited_s = told_s = 0.0
+        while (wait := self._take(family, id_)) is not None:
+            in_all_s = waited_s + wait.seconds
+            if (wait.seconds > SHORT_WAIT_S and not may_wait) or (max_wait_s is not None and in_all_s > max_wait_s):
+                raise self._used_up(family, wait.seconds)
+            self._here.waits(family, id_, wait.seconds)
+            if on_wait is not None and (not told_s or in_all_s > told_s + SHORT_WAIT_S):
+                told_s = in_all_s
+                on_wait(wait.seconds)
+            sleep(wait.look_s)
+            waited_s += wait.look_s
+
+    def _take(self, family: ApiFamily, id_: str) -> Wait | None:
+        with self._changing(family) as opened:
+            return opened.record.take(id_, opened.holder, self._limits_of(family), opened.now)
+
+    def _tell(self, family: ApiFamily, what: Callable[[Record, float], None]) -> None:
+        """Enters it, at the latest before the next request: it is that one which fails if the ledger cannot be used."""
+        self._untold.append((family, what))
+        try:
+            with self._changing(family):
+                pass
+        except WarehouseError as error:
+            log.warning("%s", error.message)
 
     @contextmanager
-    def slot(self, family: ApiFamily) -> Iterator[None]:
-        """Holds one of the places for requests under way at once, in this process (`settings.MAX_CONCURRENT`)."""
-        with _slots(self.origin, self.project_id, family):
-            yield
+    def _changing(self, family: ApiFamily) -> Iterator[Opened]:
+        with self._store.changing(self._key(family)) as opened:
+            untold = [(of, what) for of, what in self._untold if of == family]
+            for _, what in untold:
+                what(opened.record, opened.now)
+            opened.record.tidy(self._limits_of(family), opened.now, opened.is_alive)
+            yield opened
+        for one in untold:
+            with suppress(ValueError):  # another thread was first
+                self._untold.remove(one)
 
-    def _prune(self, family: ApiFamily, record: _Record, now: float) -> None:
-        longest = max(period for _, period in self._limits[family]) + MARGIN_S
-        record.hits = [hit for hit in record.hits if now - longest < hit <= now + CLOCK_STEP_S]
-        entered, until = record.hold
-        if until <= now or entered > now + CLOCK_STEP_S:
-            record.hold = (0.0, 0.0)
+    def _key(self, family: ApiFamily) -> Key:
+        return Key(self.origin, self.project_id, family)
 
-    def _wait(self, family: ApiFamily, record: _Record, now: float) -> float:
-        free_at = record.hold[1]
-        for allowed, period in self._limits[family]:
-            if len(record.hits) >= allowed:
-                free_at = max(free_at, record.hits[-allowed] + period + MARGIN_S)
-        # Below a millisecond it is the rounding of epoch seconds, and sleeping it may not move the clock.
-        return wait if (wait := free_at - now) >= 0.001 else 0.0
+    def _limits_of(self, family: ApiFamily) -> Limits:
+        limits = Limits(self._limits[family], self._at_once[family])
+        if family not in settings.HOURLY:
+            return limits
+        shared = [(max(1, int(n * self._share + 1e-9)) if s == limits.longest[1] else n, s) for n, s in limits.rates]
+        return limits._replace(rates=shared)
 
     def _used_up(self, family: ApiFamily, needed: float) -> RateLimitError:
-        limits = " and ".join(f"{allowed} in {period:.0f} s" for allowed, period in self._limits[family])
+        limits = " and ".join(f"{allowed} in {period:.0f} s" for allowed, period in self._limits_of(family).rates)
         minutes = f"{needed / 60:.0f} minutes" if needed >= 120 else f"{needed:.0f} seconds"
         return RateLimitError(
             f"the request limit of project {self.project_id} is used up ({family} API: {limits})",
@@ -158,97 +192,49 @@ class RequestLedger:
             retry_after=needed,
         )
 
-    @contextmanager
-    def _record(self, family: ApiFamily) -> Iterator[_Record]:
-        """The family's record for changing; nobody else has it meanwhile."""
+
+class Permit:
+    """Leave to send one request."""
+
+    def __init__(self, arrived: Callable[[], None]) -> None:
+        self.arrived = arrived
+        """To be called when the answer begins: until then the request may still be on its way."""
+
+
+class _RequestsHere:
+    """What the requests of one ledger do now."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until: dict[tuple[ApiFamily, str], float] = {}
+        """By request, the end of its wait as `time.monotonic`."""
+        self._under_way: Counter[ApiFamily] = Counter()
+
+    def waits(self, family: ApiFamily, id_: str, seconds: float | None) -> None:
         with self._lock:
-            if self.path is None:
-                yield self._memory.setdefault(family, _Record())
-                return
-            with _database_errors(self.path), closing(_connect(self.path)) as connection:
-                connection.execute("begin immediate")
-                record = _load(connection, self._key(family))
-                yield record
-                text = json.dumps({"hits": sorted(record.hits), "hold": record.hold})
-                connection.execute("insert or replace into ledger values (?, ?, ?, ?)", (*self._key(family), text))
-                connection.execute("commit")
+            if seconds is None:
+                self._until.pop((family, id_), None)
+            else:
+                self._until[family, id_] = time.monotonic() + seconds
 
-    def _read(self, family: ApiFamily) -> _Record:
-        if self.path is None:
+    def held(self, family: ApiFamily, seconds: float) -> None:
+        """After a 429 its request waits outside."""
+        self.waits(family, "held", seconds)
+
+    @contextmanager
+    def under_way(self, family: ApiFamily) -> Iterator[None]:
+        with self._lock:
+            self._under_way[family] += 1
+        try:
+            yield
+        finally:
             with self._lock:
-                kept = self._memory.get(family, _Record())
-                return _Record(list(kept.hits), kept.hold)
-        if not self.path.exists():
-            return _Record()
-        with _database_errors(self.path):
-            try:
-                with closing(_connect_read_only(self.path)) as connection:
-                    return _load(connection, self._key(family))
-            except sqlite3.OperationalError:  # what a process that was killed left half written is to be undone first
-                with closing(_connect(self.path)) as connection:
-                    return _load(connection, self._key(family))
+                self._under_way[family] -= 1
 
-    def _key(self, family: ApiFamily) -> tuple[str, str, str]:
-        return self.origin, self.project_id, family
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it readable by all
-    # One connection for each use: they are short, and none is shared by threads or inherited by a fork.
-    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
-    try:
-        connection.execute(
-            "create table if not exists ledger"
-            " (origin text, project_id text, family text, record text, primary key (origin, project_id, family))"
-        )
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connect_read_only(path: Path) -> sqlite3.Connection:
-    """Works where nothing may be written, too."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCK_TIMEOUT_S)
-
-
-def _load(connection: sqlite3.Connection, key: tuple[str, str, str]) -> _Record:
-    row = connection.execute(
-        "select record from ledger where origin = ? and project_id = ? and family = ?", key
-    ).fetchone()
-    if row is None:
-        return _Record()
-    try:
-        stored = json.loads(row[0])
-        entered, until = stored["hold"]
-        return _Record([float(hit) for hit in stored["hits"]], (float(entered), float(until)))
-    except (ValueError, TypeError, KeyError):
-        return _Record()
-
-
-@contextmanager
-def _database_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        hints = {"locked": "another process holds it: try again", "full": "free some space, or move MP_DATA_DIR"}
-        hint = next((hint for sign, hint in hints.items() if sign in str(error)), f"remove {path}: it only counts")
-        raise WarehouseError(f"the request ledger {path} cannot be used: {error}", hint=hint) from error
-    except OSError as error:
-        raise WarehouseError(
-            f"the request ledger {path} cannot be used: {error.strerror}", hint="MP_DATA_DIR moves the data folder"
-        ) from error
-
-
-_semaphores: dict[tuple[str, str, ApiFamily], threading.BoundedSemaphore] = {}
-_semaphores_lock = threading.Lock()
-
-
-def _slots(origin: str, project_id: str, family: ApiFamily) -> threading.BoundedSemaphore:
-    """Shared by all ledgers of the process that count for the same project."""
-    with _semaphores_lock:
-        key = (origin, project_id, family)
-        if key not in _semaphores:
-            _semaphores[key] = threading.BoundedSemaphore(settings.MAX_CONCURRENT[family])
-        return _semaphores[key]
+    def waits_s(self, family: ApiFamily) -> float:
+        with self._lock:
+            if self._under_way[family]:
+                return 0.0
+            now = time.monotonic()
+            left = (until - now for (of, _), until in self._until.items() if of == family)
+            return min((seconds for seconds in left if seconds > 0), default=0.0)

@@ -56,6 +56,9 @@ our own choice."""
 MAX_CONCURRENT: Final[dict[ApiFamily, int]] = {"export": 100, "query": 5, "app": 1, "lexicon": 1, "ingestion": 1}
 """Requests of one project that may be under way at once. Mixpanel docs: Rate Limits."""
 
+HOURLY: Final[tuple[ApiFamily, ...]] = ("export", "query")
+"""Families with a limit by the hour, which is the longest of theirs: `request_share` is a share of it."""
+
 PROJECT_SECRET_ENDS: Final = "2027-03-03"  # noqa: S105
 """The day Mixpanel stops accepting project secrets. Mixpanel docs: Project Secret (reference/project-secret)."""
 

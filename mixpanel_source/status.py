@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import duckdb
 
 from mixpanel_source import __version__, settings
+from mixpanel_source.errors import WarehouseError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
@@ -65,11 +66,12 @@ class LoadStatus:
 
 @dataclass(frozen=True)
 class Budget:
-    """The requests of one API family in the last hour, by the ledger of this machine."""
+    """The requests of one API family in the last hour, by the ledger."""
 
     api: str
     spent: int
     allowed: int
+    """The limit that is used, by `request_share`."""
     next_free_s: float
 
 
@@ -83,6 +85,8 @@ class Status:
     loaded: LoadStatus | None
     problem: str | None
     requests: list[Budget]
+    requests_problem: str | None = None
+    """Why nobody can tell of `requests` now."""
     kept_bytes: int = 0
     """Of exports on the disk that are not in the database yet."""
 
@@ -100,8 +104,13 @@ def status(database: Path, project: Project | None, now: datetime | None = None)
             problem = f"nothing is loaded yet: there is no {database}"
     except DatabaseBusyError as busy:
         loaded, problem = None, f"the database is busy: {busy.message}"
-    budgets = _budgets(project.ledger() if project else None)
-    return Status(database, running, last_run, loaded, problem, budgets, kept_bytes(database))
+    budgets: list[Budget] = []
+    requests_problem = None
+    try:
+        budgets = _budgets(project.ledger() if project else None)
+    except WarehouseError as error:
+        requests_problem = error.message
+    return Status(database, running, last_run, loaded, problem, budgets, requests_problem, kept_bytes(database))
 
 
 def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:
@@ -173,8 +182,7 @@ def _budgets(ledger: RequestLedger | None) -> list[Budget]:
     """Of the families that have a limit by the hour."""
     if ledger is None:
         return []
-    hourly = [api for api, limits in settings.LIMITS.items() if max(period for _, period in limits) >= 3600]
-    spent = [(api, ledger.spent(api)) for api in hourly]
+    spent = [(api, ledger.spent(api)) for api in settings.HOURLY]
     return [Budget(api, one.used, one.allowed, round(one.next_free_s, 1)) for api, one in spent]
 
 

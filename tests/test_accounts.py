@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mixpanel_source import accounts, settings
-from mixpanel_source.credentials import Account, Credentials
+from mixpanel_source.credentials import Account, Credentials, Secret
 from mixpanel_source.errors import AccountExistsError, AccountNotFoundError, ConfigError
 from mixpanel_source.project import project_of
 
@@ -61,6 +61,8 @@ def test_settings_of_loads_are_read_back_as_they_were_added_and_reach_the_projec
         "retries": 0,
         "timeout_s": 10,
         "export_timeout_s": 60.5,
+        "request_share": 0.5,
+        "ledger_url": Secret("postgresql://u:planted@h/d"),
     }
     added = account(load_settings=found)
     accounts.add_account("a", added, path)

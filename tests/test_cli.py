@@ -29,6 +29,7 @@ from urllib.parse import quote
 import duckdb
 import pytest
 import requests
+from ledger_requests import spend
 
 from mixpanel_source import errors
 from mixpanel_source.cli import app, exit_codes, messages, output
@@ -155,7 +156,7 @@ def in_a_terminal(
 STATUS_KEYS = {
     "database", "problem", "running", "last_run", "days", "first_day", "last_day", "missing_days", "incomplete_days",
     "unsettled_days", "parts", "days_behind", "rows", "newest_event", "rejected_lines", "profiles",
-    "profiles_loaded_at", "last_load", "kept_bytes", "requests",
+    "profiles_loaded_at", "last_load", "kept_bytes", "requests", "requests_problem",
 }  # fmt: skip
 
 
@@ -248,7 +249,7 @@ def test_no_wait_ends_with_5_where_the_hour_is_used_up_and_status_tells_of_it(tm
     with SandboxServer(sandbox) as server:
         ledger = RequestLedger(tmp_path / "data" / "ledger.sqlite", origin=server.url, project_id="1")
         ledger.penalize("export", 1800)
-        ledger.try_acquire("query")
+        spend(ledger, "query")
         done = run("load", "events", "--from", "2013-03-05", "--to", "2013-03-05", "--no-wait", env=account(server))
         assert (done.returncode, sandbox.requests) == (5, [])
         assert "the request limit of project 1 is used up" in done.stderr
@@ -307,6 +308,7 @@ def test_plan_tells_what_a_load_would_ask_for_and_asks_nothing(
     assert "requests  3 requests\ntime      no waiting: 0 of 60 export requests are spent this hour\n" in shown
     assert "events    about 3,341: 11 days like the nearest of those\n" in shown
     assert "windows   2013-03-04 to 2013-03-07: about 1,215 events\n" in shown
+    assert json.loads(plan("json", "--request-share", "0.5"))["allowed"] == 30
     new = plan("table", "--window-days", "1")
     assert "requests  14 requests\n" in new
     assert "events    not known: --count asks Mixpanel\n" in new
@@ -383,8 +385,7 @@ def test_a_load_that_has_to_wait_says_beforehand_what_it_takes(
     ]:
         display = LoadDisplay(quiet)
         display.ledger = RequestLedger(None, origin="x", project_id="1", limits={"export": ((60, 3600.0),)})
-        for _ in range(52):
-            display.ledger.try_acquire("export")
+        spend(display.ledger, "export", 52)
         display.planned(plan.forecast())
         assert capsys.readouterr().err == said
 

@@ -9,13 +9,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ledger_requests import free_permit
 
 from mixpanel_source.cli import app
-from mixpanel_source.rate_limit import RequestLedger
+from mixpanel_source.rate_limit import Permit, RequestLedger
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 
 ROOT = Path(__file__).parent.parent
@@ -309,14 +311,14 @@ def test_a_report_does_not_wait_for_the_hour_unless_told_to(
         done = run(*command)
         assert (done.returncode, sandbox.requests) == (5, [])
         assert "the request limit of project 1 is used up" in done.stderr
-    monkeypatch.setattr("mixpanel_source.rate_limit.RequestLedger.acquire", _told_to_wait)
+    monkeypatch.setattr("mixpanel_source.rate_limit.RequestLedger.permit", _told_to_wait)
     done = run("event-counts", "--event", "Visit", "--last", "1", "--wait")
     assert (done.returncode, json.loads(done.stdout)) == (0, [{"event": "Visit", "date": "2024-03-11", "value": 1}])
 
 
-def _told_to_wait(ledger: RequestLedger, family: str, *, wait: bool, sleep: object) -> float:
+def _told_to_wait(ledger: RequestLedger, family: str, *, wait: bool, **_: object) -> AbstractContextManager[Permit]:
     assert wait
-    return 0.0
+    return free_permit()
 
 
 # --- starting fast

@@ -530,7 +530,7 @@ def test_a_429_makes_other_processes_hold_off_too(make: Make, mock: Mock, clock:
     shared = [RequestLedger(path, origin="o", project_id="1", clock=clock, sleep=clock.sleep) for _ in range(2)]
     with pytest.raises(RateLimitError):
         make(ledger=shared[0], wait=False).export(DAY)
-    assert shared[1].try_acquire("export") == pytest.approx(50)
+    assert shared[1].spent("export").next_free_s == pytest.approx(50)
 
 
 def test_every_attempt_is_entered_in_the_ledger(make: Make, mock: Mock, clock: Clock) -> None:
@@ -538,6 +538,17 @@ def test_every_attempt_is_entered_in_the_ledger(make: Make, mock: Mock, clock: C
     budget = RequestLedger(None, origin="o", project_id="1", clock=clock, sleep=clock.sleep)
     make(ledger=budget).export(DAY).close()
     assert budget.spent("export").used == 3
+
+
+def test_an_export_counts_from_when_its_answer_begins(make: Make, mock: Mock, clock: Clock) -> None:
+    mock.get(EXPORT, **zipped(ROWS))
+    budget = RequestLedger(None, origin="o", project_id="1", clock=clock, limits={"export": ((1, 100.0),)})
+
+    def slow(received: int) -> None:
+        clock.now += 20 if received == 0 else 0
+
+    make(ledger=budget).export(DAY, on_bytes=slow).close()
+    assert budget.spent("export").next_free_s == pytest.approx(80.05)
 
 
 def test_the_61st_request_of_an_hour_is_not_sent_unless_waiting_is_allowed(
@@ -560,7 +571,7 @@ def test_the_ledger_is_in_the_data_folder_unless_given(mock: Mock, clock: Clock,
     with MixpanelClient(Credentials("user", PLANTED, "5", "eu"), clock=clock, sleep=clock.sleep) as client:
         client.me()
     path = data_folder / "ledger.sqlite"
-    assert RequestLedger(path, origin="https://eu.mixpanel.com", project_id="5", clock=clock).try_acquire("app") > 1
+    assert RequestLedger(path, origin="https://eu.mixpanel.com", project_id="5", clock=clock).spent("app").used == 1
 
 
 # --- exports: what is whole and what is not

@@ -145,17 +145,17 @@ def test_one_alone_waits_for_the_request_limit(
     # An hour of 2 seconds and 3 requests, in which anything over a tenth of a second is a long wait.
     monkeypatch.setitem(settings.LIMITS, "export", ((3, 2.0),))
     monkeypatch.setattr("mixpanel_source.downloads.SHORT_WAIT_S", 0.1)
-    pause = MixpanelClient._pause
-    waiting: list[str] = []
+    rest = MixpanelClient._rest
+    resting: list[str] = []
     most: list[int] = []
 
-    def paused(self: MixpanelClient, seconds: float, why: str) -> None:
-        waiting.append(why)
-        most.append(len(waiting))
-        pause(self, seconds, why)
-        waiting.remove(why)
+    def rested(self: MixpanelClient, seconds: float) -> None:
+        resting.append("")
+        most.append(len(resting))
+        rest(self, seconds)
+        resting.pop()
 
-    monkeypatch.setattr(MixpanelClient, "_pause", paused)
+    monkeypatch.setattr(MixpanelClient, "_rest", rested)
     assert load_week(project, database).error is None
     assert max(most) == 1
     assert loaded(sql) == set(WEEK)

@@ -12,6 +12,7 @@ import pytest
 from conftest import NOW, RunLoad, Sql
 from database_reader import start_reader
 from export_lines import at, day_lines, line
+from ledger_requests import free_permit, spend
 
 from mixpanel_source import settings
 from mixpanel_source.cli import app
@@ -320,9 +321,8 @@ def test_a_fetch_that_has_to_wait_says_beforehand_what_it_takes(
 ) -> None:
     monkeypatch.setitem(settings.LIMITS, "export", ((60, 3600.0),))
     ledger = RequestLedger(settings.data_folder() / "ledger.sqlite", origin=server.url, project_id="1")
-    for _ in range(59):
-        ledger.try_acquire("export")
-    monkeypatch.setattr(RequestLedger, "acquire", lambda *_, **__: 0.0)
+    spend(ledger, "export", 59)
+    monkeypatch.setattr(RequestLedger, "permit", lambda *_, **__: free_permit())
     days = ("--from", "2024-03-01", "--to", "2024-03-02")
     code, _, err = mpload("fetch", "events", "a", *days)
     assert (code, err.startswith("mpload: 2 days: 2 requests, about ")) == (0, True)

@@ -877,8 +877,11 @@ def test_the_secret_is_nowhere_but_in_the_request(
     seen = [str(pipeline.run(mixpanel_source("2024-03-01", "2024-03-01"))), repr(pipeline.last_trace)]
     seen += [str(pipeline.last_trace and pipeline.last_trace.asdict()), str(pipeline.state)]
     monkeypatch.setenv("SOURCES__MIXPANEL__RETRIES", "0")
-    for fault in (Fault.http(401, f"bad secret {PLANTED}"), Fault.reset()):
-        sandbox.faults.next("export", fault)
+    for fault in (Fault.http(401, f"bad secret {PLANTED}"), Fault.reset(), None):
+        if fault is None:
+            monkeypatch.setenv("SOURCES__MIXPANEL__LEDGER_URL", f"postgresql://u:{PLANTED}@127.0.0.1:1/ledger")
+        else:
+            sandbox.faults.next("export", fault)
         with pytest.raises(Exception, match="failed at `step=extract`") as failed:
             pipeline.run(mixpanel_source("2024-03-02", "2024-03-02").with_resources("events"))
         cause: BaseException | None = failed.value
@@ -886,6 +889,7 @@ def test_the_secret_is_nowhere_but_in_the_request(
             seen += [str(cause), repr(cause)]
             cause = cause.__cause__ or cause.__context__
         seen.append(repr(pipeline.last_trace))
+    assert "request ledger in postgresql://127.0.0.1:1/ledger cannot be used" in str(failed.value)
     planted = replace(project, credentials=Credentials("sandbox", PLANTED, "1", "us"), retries=0)
     sandbox.faults.next("export", Fault.http(500, PLANTED))
     other = tmp_path / "other.duckdb"

@@ -100,7 +100,9 @@ def test_status_makes_nothing(database: Path, tmp_path: Path) -> None:
     before = files(tmp_path)
     found = status(database, Project(Credentials("user", "secret", "1", "us")))
     assert (found.loaded, found.problem) == (LoadStatus(), f"nothing is loaded yet: there is no {database}")
-    assert found.requests[0].spent == 0
+    assert (found.requests[0].spent, found.requests[0].allowed) == (0, 60)
+    half = Project(Credentials("user", "secret", "1", "us"), request_share=0.5)
+    assert status(database, half).requests[0].allowed == 30
     assert files(tmp_path) == before
 
 

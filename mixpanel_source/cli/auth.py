@@ -259,5 +259,7 @@ def _record(account: Account, used: str | None) -> dict[str, Any]:
         "workspace_id": credentials.workspace_id,
         "project_timezone": account.project_timezone,
         "legacy_local_time": account.legacy_local_time,
-        "load_settings": dict(account.load_settings),
+        "load_settings": {
+            key: str(value) if isinstance(value, Secret) else value for key, value in account.load_settings.items()
+        },
     }

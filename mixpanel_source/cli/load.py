@@ -83,6 +83,10 @@ def load(
             help="Whether to ask Mixpanel for the events by day where nothing tells of them.  [default: count-events]",
         ),
     ] = None,
+    request_share: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the 60 requests an hour to use at most.  [default: 1]"),
+    ] = None,
     project_timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
     ] = None,
@@ -185,6 +189,7 @@ def load(
         max_window_days=max_window_days,
         max_window_events=max_window_events,
         count_events=count_events,
+        request_share=request_share,
         project_timezone=project_timezone,
         legacy_local_time=legacy_local_time,
         wait=not no_wait,

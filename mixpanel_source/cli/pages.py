@@ -35,8 +35,11 @@ def write_status(status: Status, format_: Format) -> None:
         },
     }
     record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
-    record["kept_bytes"] = status.kept_bytes
-    record["requests"] = status.requests
+    record |= {
+        "kept_bytes": status.kept_bytes,
+        "requests": status.requests,
+        "requests_problem": status.requests_problem,
+    }
     write_record(_in_words(status) if format_ is Format.TABLE else record, format_)
 
 
@@ -71,6 +74,8 @@ def _in_words(status: Status) -> dict[str, str | None]:
     for budget in status.requests:
         free = "the next is free now" if budget.next_free_s == 0 else f"the next is free in {budget.next_free_s:.0f} s"
         words[f"requests ({budget.api})"] = f"{budget.spent} of {budget.allowed} this hour, {free}"
+    if status.requests_problem:
+        words["requests"] = f"not known: {status.requests_problem}"
     return words
 
 

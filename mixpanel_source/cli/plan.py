@@ -55,6 +55,10 @@ def plan(
     max_window_events: Annotated[
         int | None, typer.Option(metavar="EVENTS", help="Events in one request, as expected.  [default: 1000000]")
     ] = None,
+    request_share: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of the 60 requests an hour to use at most.  [default: 1]"),
+    ] = None,
     project_timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
     ] = None,
@@ -89,6 +93,7 @@ def plan(
         window_days=window_days,
         max_window_days=max_window_days,
         max_window_events=max_window_events,
+        request_share=request_share,
         project_timezone=project_timezone,
         legacy_local_time=legacy_local_time,
     )
