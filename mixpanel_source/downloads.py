@@ -93,6 +93,11 @@ class Downloads(Closing):
         """What is not here yet."""
         return [download.asked for download in self._all if not download.is_here]
 
+    @property
+    def waiting(self) -> Sequence[Asked]:
+        """What is here, and not taken."""
+        return [download.asked for download in self._all if download.is_here]
+
     def may_begin(self) -> bool:
         """Whether to ask for another one now. One may always be under way.
 

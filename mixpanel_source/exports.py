@@ -373,7 +373,8 @@ class Exports(Closing):
         if self._first:
             is_part = not self._is_planned(self._first[0])
             return None if is_part and coming else self._first.popleft()
-        window = self._plan.next([asked.window for asked in coming])
+        waiting = self._downloads.waiting
+        window = self._plan.next([asked.window for asked in coming], [asked.window for asked in waiting])
         if window is None:
             return None
         spent, self._spent = self._spent, 0

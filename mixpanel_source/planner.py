@@ -137,17 +137,17 @@ class Plan:
             return []
         return [day for run in self._runs for day in run.days if not self._is_known_near(day)]
 
-    def next(self, coming: Sequence[Window] = ()) -> Window | None:
+    def next(self, coming: Sequence[Window] = (), unread: Sequence[Window] = ()) -> Window | None:
         """The next window, None after the last.
 
-        While `coming`, windows given before, have not come yet, also None where it is better to wait for them: what
-        they tell might make the next one longer, or show that none like it comes whole.
+        While `coming`, windows given before, have not come yet, or `unread` have and are to be read, also
+        None where it is better to wait: what they tell might make the next one longer, or show that it is too long.
         """
         if not self._runs:
             return None
         run = self._runs[0]
         window = Window(run.first, run.first + (self._length(run) - 1) * ONE_DAY)
-        if coming and not self._may_run_ahead(window, coming):
+        if (coming or unread) and not self._may_run_ahead(window, coming, unread):
             return None
         self._runs.popleft()
         if window.last < run.last:
@@ -240,9 +240,9 @@ class Plan:
         twin._told, twin._seen = self._told.copy(), self._seen.copy()
         return twin
 
-    def _may_run_ahead(self, window: Window, coming: Sequence[Window]) -> bool:
-        """Whether `window` is the next one also where `coming` are as large as expected, come whole and hold nothing
-        odd; as long a window did so before."""
+    def _may_run_ahead(self, window: Window, coming: Sequence[Window], unread: Sequence[Window]) -> bool:
+        """Whether `window` is the next one also where `coming` are as large as expected and come whole, and these and
+        `unread` hold nothing odd; as long a window did so before."""
         if len(window) > self._proven:
             return False
         if self._most_events() is not None:
@@ -253,6 +253,7 @@ class Plan:
         for one in coming:
             events = round(self.expected(one))
             then.came(one, events, round(events * (self._event_bytes or 0)))
+        for one in (*coming, *unread):
             then.read(one, is_odd=False)
         return then._length(then._runs[0]) == len(window)
 

@@ -346,6 +346,7 @@ def test_nothing_runs_ahead_of_what_may_tell_how_long_windows_can_be() -> None:
     assert first == Window(YEAR[0], YEAR[29])
     assert plan.next([first]) is None  # nothing as long was read yet
     plan.came(first, 300, 3_000)
+    assert plan.next(unread=[first]) is None
     second = plan.next()
     assert second is not None
     assert plan.next([second]) is None
