@@ -89,6 +89,12 @@ MAX_WINDOW_BYTES: Final = 400_000_000
 """What one export request asks for at most, as expected. Mixpanel publishes no limit: its own helper advises one to two
 million events (mixpanel-utils), and no client is known to ask for more than 30 days. The bytes, decompressed, are those
 of a load package: a stop loses no more than one."""
+CONCURRENT_EXPORTS: Final = 4
+"""Exports that a load has under way at once: most of the time of one passes before its first byte."""
+MAX_SPOOL_BYTES: Final = 4_000_000_000
+"""Of exports on the disk, compressed; no other one is begun meanwhile."""
+SPOOL_KEEP_HOURS: Final = 24.0
+"""How long an export that a stopped load has on the disk is loaded by the next one instead of being asked for again."""
 COUNTED_EVENTS: Final = 100
 """Of so many of the most common events the counts by day are asked for, where nothing else tells the sizes of days."""
 MIN_FREE_MB: Final = 500

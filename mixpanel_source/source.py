@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Sequence
+from datetime import date, datetime
 from typing import Any
 
 import dlt
@@ -93,6 +94,8 @@ def mixpanel_source(
     max_window_days: int | None = None,
     max_window_events: int | None = None,
     count_events: bool | None = None,
+    concurrent_exports: int | None = None,
+    max_spool_bytes: int | None = None,
     retries: int | None = None,
     timeout_s: float | None = None,
     export_timeout_s: float | None = None,
@@ -171,6 +174,8 @@ def mixpanel_source(
             max_window_days=max_window_days,
             max_window_events=max_window_events,
             count_events=count_events,
+            concurrent_exports=concurrent_exports,
+            max_spool_bytes=max_spool_bytes,
             retries=retries,
             timeout_s=timeout_s,
             export_timeout_s=export_timeout_s,
@@ -219,6 +224,14 @@ def loaded_days_of(pipeline: dlt.Pipeline, filter_: EventFilter) -> list[LoadedD
     if filter_.where is not None:
         return []
     return loaded_days(_rows_of(pipeline, LOADED_DAYS_SQL), filter_.labels)
+
+
+def last_exports_of(pipeline: dlt.Pipeline) -> dict[date, datetime]:
+    """When each day, or a part of it, was exported last, of what the destination of `pipeline` holds."""
+    last: dict[date, datetime] = {}
+    for day, _, exported_at, *_ in _rows_of(pipeline, LOADED_DAYS_SQL):
+        last[day] = max(last.get(day, exported_at), exported_at)
+    return last
 
 
 def report_days_of(pipeline: dlt.Pipeline, table: str) -> list[ReportDay]:

@@ -26,6 +26,7 @@ from mixpanel_source.warehouse import (
     TRACES,
     DatabaseBusyError,
     fetched_tables,
+    kept_bytes,
     opened,
     pipelines_folder,
     table_names,
@@ -87,6 +88,8 @@ class Status:
     requests: list[Budget]
     requests_problem: str | None = None
     """Why nobody can tell of `requests` now."""
+    kept_bytes: int = 0
+    """Of exports on the disk that are not in the database yet."""
 
 
 def status(database: Path, project: Project | None, now: datetime | None = None) -> Status:
@@ -108,7 +111,7 @@ def status(database: Path, project: Project | None, now: datetime | None = None)
         budgets = _budgets(project.ledger() if project else None)
     except WarehouseError as error:
         requests_problem = error.message
-    return Status(database, running, last_run, loaded, problem, budgets, requests_problem)
+    return Status(database, running, last_run, loaded, problem, budgets, requests_problem, kept_bytes(database))
 
 
 def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:

@@ -156,7 +156,7 @@ def in_a_terminal(
 STATUS_KEYS = {
     "database", "problem", "running", "last_run", "days", "first_day", "last_day", "missing_days", "incomplete_days",
     "unsettled_days", "parts", "days_behind", "rows", "newest_event", "rejected_lines", "profiles",
-    "profiles_loaded_at", "last_load", "requests", "requests_problem",
+    "profiles_loaded_at", "last_load", "kept_bytes", "requests", "requests_problem",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from io import TextIOWrapper
 from itertools import pairwise
@@ -304,7 +305,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
         # Typer folds what it says of an option to the terminal's width, and fish takes each line for a value.
         os.environ["COLUMNS"] = "1000"
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    if code == exit_codes.INTERRUPTED and arguments is None:
+        # Python would wait for what another thread is writing, and whatever is stopped there is undone.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _open_closed_streams() -> None:

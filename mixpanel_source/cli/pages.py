@@ -31,7 +31,11 @@ def write_status(status: Status, format_: Format) -> None:
         "last_run": status.last_run and _run_record(status.last_run),
     }
     record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
-    record |= {"requests": status.requests, "requests_problem": status.requests_problem}
+    record |= {
+        "kept_bytes": status.kept_bytes,
+        "requests": status.requests,
+        "requests_problem": status.requests_problem,
+    }
     write_record(_in_words(status) if format_ is Format.TABLE else record, format_)
 
 
@@ -64,6 +68,8 @@ def _in_words(status: Status) -> dict[str, str | None]:
         words["problem"] = status.problem
     else:
         words |= _loaded_in_words(status.loaded)
+    if status.kept_bytes:
+        words["exports kept"] = f"{status.kept_bytes:,} bytes, for the next load"
     for budget in status.requests:
         free = "the next is free now" if budget.next_free_s == 0 else f"the next is free in {budget.next_free_s:.0f} s"
         words[f"requests ({budget.api})"] = f"{budget.spent} of {budget.allowed} this hour, {free}"
