@@ -21,20 +21,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
-
-import duckdb
+from typing import Literal
 
 from mixpanel_source.event_days import LOADED_DAYS_SQL
-from mixpanel_source.property_columns import PROFILES, table_name
 from mixpanel_source.sandbox import Sandbox, SandboxServer
-from mixpanel_source.settings import DATASET, TYPED_DATASET
+from soak.processes import mpload_command, mpload_environment, write_account
+from soak.served import FIRST_DAY, day_number, fill, reading, tables_of
 from soak.trial import Options, Outcome
 from soak.warm_loads import STEPS, Ended, Kill, Load
 
@@ -42,9 +40,7 @@ RUNS = 200
 REAL_EVERY = 10
 DAYS = 30
 EVENTS_A_DAY = 40
-NAMES = ("Open", "Search", "Buy")
 PROFILE_COUNT = 60
-FIRST_DAY = date(2024, 3, 1)
 WINDOW_DAYS = 8
 """Of each export: so that a backfill is some packages."""
 ATTEMPTS = 3
@@ -77,7 +73,7 @@ class _Trial:
         self._random = random.Random(options.seed)
         self._outcome = Outcome()
         self._sandbox = Sandbox(limits=False, page_size=25)
-        self._served = _fill(self._sandbox, self._random)
+        self._served = fill(self._sandbox, self._random, days=DAYS, events_a_day=EVENTS_A_DAY, profiles=PROFILE_COUNT)
         self._seconds: list[float] = []
         """Of warm loads that nobody stopped."""
         self._real_seconds: list[float] = []
@@ -169,16 +165,16 @@ class _Trial:
     def _run_real(self, name: str, moment: float) -> None:
         """Two loads of `mpload` first, so that days are committed; the second one is killed, then a third is not."""
         folder = self._options.folder / name
-        folder.mkdir()
+        write_account(folder)
         attempts: list[_Attempt] = []
-        last = _day(DAYS - 1)
+        last = day_number(DAYS - 1)
         if not self._real_seconds:  # how long one takes
             timed = self._real_load(folder, last, None)
             self._real_seconds.append(timed.ended.seconds)
             shutil.rmtree(folder)
-            folder.mkdir()
+            write_account(folder)
         kill = Kill(after_s=moment * median(self._real_seconds))
-        for until, killed in ((_day(9), None), (last, kill), (last, None)):
+        for until, killed in ((day_number(9), None), (last, kill), (last, None)):
             attempt = self._real_load(folder, until, killed)
             self._check_attempt(f"{name}, {killed}", folder, attempt, attempts)
             attempts.append(attempt)
@@ -201,9 +197,14 @@ class _Trial:
 
     def _attempt(self, folder: Path, kill: Kill | None) -> _Attempt:
         load = Load(
-            str(folder / "m.duckdb"), str(folder / "data"), str(folder / "log"), str(FIRST_DAY), str(_day(DAYS - 1)),
-            WINDOW_DAYS, None if kill is None else asdict(kill),
-        )  # fmt: skip
+            database=str(folder / "m.duckdb"),
+            data_folder=str(folder / "data"),
+            log=str(folder / "log"),
+            first=str(FIRST_DAY),
+            last=str(day_number(DAYS - 1)),
+            max_window_days=WINDOW_DAYS,
+            kill=None if kill is None else asdict(kill),
+        )
         before = len(self._sandbox.requests)
         assert self._runner.stdin is not None
         assert self._runner.stdout is not None
@@ -216,12 +217,15 @@ class _Trial:
         before = len(self._sandbox.requests)
         started = time.monotonic()
         with (folder / "log").open("ab") as log:
+            dates = ("--from", str(FIRST_DAY), "--to", str(last), "--max-window-days", str(WINDOW_DAYS))
             process = subprocess.Popen(
-                [sys.executable, "-m", "mixpanel_source.cli", "load", "--db", str(folder / "m.duckdb"),
-                 "--from", str(FIRST_DAY), "--to", str(last), "--max-window-days", str(WINDOW_DAYS)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                mpload_command("load", *dates, "--db", str(folder / "m.duckdb")),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env=mpload_environment(self._url, folder),
-            )  # fmt: skip
+            )
             try:
                 status = process.wait(None if kill is None else kill.after_s)
             except subprocess.TimeoutExpired:
@@ -248,7 +252,7 @@ class _Trial:
             self._wrong(f"{name}: {len(lost)} days were committed and are not any more")
         if not (folder / "m.duckdb").exists():
             return
-        days = _rows_by_day(folder / "m.duckdb")
+        days = _rows_byday_number(folder / "m.duckdb")
         for day, rows in days.items():
             if rows != self._served.by_day[day]:
                 self._wrong(f"{name}: {day} has {rows} events of {self._served.by_day[day]}")
@@ -256,25 +260,8 @@ class _Trial:
             self._wrong(f"{name}: {len(missing)} days are called complete and have no events")
 
     def _check_end(self, name: str, folder: Path) -> None:
-        with _reading(folder / "m.duckdb") as sql:
-            loaded = Counter(dict(sql("select properties::varchar, count(*) from events group by all")))
-            lost, twice = self._served.events - loaded, loaded - self._served.events
-            if lost or twice:
-                self._wrong(f"{name}: {lost.total()} events lost, {twice.total()} too many")
-            [(rows, ids)] = sql("select count(*), count(distinct event_id) from events")
-            if rows != ids:
-                self._wrong(f"{name}: {ids} event_ids of {rows} events")
-            [(days, complete)] = sql("select count(*), count(*) filter (complete) from event_days")
-            if (days, complete) != (DAYS, DAYS):
-                self._wrong(f"{name}: event_days has {days} days, {complete} of them complete")
-            for event, (count, total) in self._served.typed.items():
-                found = sql(f'select count(*), sum(n), count(distinct event_id) from {TYPED_DATASET}."{event}"')
-                if found != [(count, total, count)]:
-                    self._wrong(f"{name}: the typed table {event} holds {found}, and {count} events came")
-            for dataset, table in ((DATASET, "profiles"), (TYPED_DATASET, PROFILES)):
-                found = sql(f"select count(*), count(distinct distinct_id) from {dataset}.{table}")
-                if found != [(PROFILE_COUNT, PROFILE_COUNT)]:
-                    self._wrong(f"{name}: {dataset}.{table} has {found}, and {PROFILE_COUNT} profiles came")
+        for problem in self._served.differences(folder / "m.duckdb"):
+            self._wrong(f"{name}: {problem}")
         if not self._outcome.wrong:
             shutil.rmtree(folder)
 
@@ -282,54 +269,7 @@ class _Trial:
         self._outcome.wrong.append(what)
 
 
-# --- what is served
-
-
-@dataclass(frozen=True)
-class _Served:
-    events: Counter[str]
-    by_day: Counter[date]
-    typed: dict[str, tuple[int, int]]
-    """Rows of each typed table, and the sum of their `n`."""
-
-
-def _fill(sandbox: Sandbox, random_: random.Random) -> _Served:
-    served = _Served(Counter(), Counter(), {})
-    for number in range(DAYS):
-        day = _day(number)
-        midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000)
-        lines = []
-        for n in range(EVENTS_A_DAY + random_.randrange(EVENTS_A_DAY)):
-            name = random_.choice(NAMES)
-            number_of_all = 1000 * number + n
-            properties = compact(
-                {
-                    "time": midnight + random_.randrange(86_400_000),
-                    "distinct_id": f"u{random_.randrange(PROFILE_COUNT)}",
-                    "$insert_id": f"i{number_of_all}",
-                    "n": number_of_all,
-                    f"only {name}": random_.choice(["a", "b", None]),
-                }
-            )
-            lines.append(f'{{"event":"{name}","properties":{properties}}}'.encode())
-            served.events[properties] += 1
-            rows, total = served.typed.get(table_name(name), (0, 0))
-            served.typed[table_name(name)] = rows + 1, total + number_of_all
-        served.by_day[day] = len(lines)
-        sandbox.set_day(str(day), lines)
-    sandbox.set_profiles([{"$distinct_id": f"u{n}", "$properties": {"n": n}} for n in range(PROFILE_COUNT)])
-    return served
-
-
-def _day(number: int) -> date:
-    return FIRST_DAY + timedelta(days=number)
-
-
-def compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-# --- processes and files
+# --- loads and files
 
 
 @contextmanager
@@ -346,45 +286,19 @@ def _warm_runner(url: str) -> Iterator[subprocess.Popen[str]]:
             process.stdin.close()
 
 
-def mpload_environment(url: str, folder: Path) -> dict[str, str]:
-    """Of an `mpload` that knows of the sandbox at `url`, of `folder`, and of nothing that is the user's."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MP_", "SOURCES__"))}
-    return {
-        **kept, "HOME": str(folder), "MP_DATA_DIR": str(folder / "data"), "MP_BASE_URL": url,
-        "MP_USERNAME": "sandbox", "MP_SECRET": "sandbox", "MP_PROJECT_ID": "1", "MP_REGION": "us",
-        "RUNTIME__DLTHUB_TELEMETRY": "false",
-    }  # fmt: skip
-
-
-@contextmanager
-def _reading(database: Path) -> Iterator[Callable[[str], list[Any]]]:
-    """Asks the file, in the dataset of what is loaded where there is one; changes nothing in it."""
-    connection = duckdb.connect(str(database), read_only=True)
-    try:
-        if connection.execute(f"select 1 from duckdb_schemas() where schema_name = '{DATASET}'").fetchall():
-            connection.execute(f"SET schema = '{DATASET}'")
-        yield lambda sql: connection.execute(sql).fetchall()
-    finally:
-        connection.close()
-
-
-def _tables(sql: Callable[[str], list[Any]]) -> set[str]:
-    return {name for (name,) in sql(f"select table_name from duckdb_tables() where schema_name = '{DATASET}'")}
-
-
 def _committed_days(database: Path) -> set[date]:
     """Those that a load would not ask for again."""
     if not database.exists():
         return set()
-    with _reading(database) as sql:
-        if not {"event_days", "_dlt_loads"} <= _tables(sql):
+    with reading(database) as ask:
+        if not {"event_days", "_dlt_loads"} <= tables_of(ask):
             return set()
-        return {day for day, _, _, complete, _, _ in sql(LOADED_DAYS_SQL) if complete}
+        return {day for day, _, _, complete, _, _ in ask(LOADED_DAYS_SQL) if complete}
 
 
-def _rows_by_day(database: Path) -> dict[date, int]:
-    with _reading(database) as sql:
-        return dict(sql("select event_date, count(*) from events group by all")) if "events" in _tables(sql) else {}
+def _rows_byday_number(database: Path) -> dict[date, int]:
+    with reading(database) as ask:
+        return dict(ask("select event_date, count(*) from events group by all")) if "events" in tables_of(ask) else {}
 
 
 def _tail(log: Path) -> str:

@@ -11,6 +11,8 @@ from soak.trial import Options
 
 SIZES = {
     "kills": 0.01,
+    "storm": 0.02,
+    "hostile": 0.02,
 }
 """Shares of the whole trial that take some seconds."""
 
