@@ -58,12 +58,14 @@ def run_mpload(
     most_s: float,
     most_bytes: int = 1 << 62,
     on_look: Callable[[int], object] = lambda rss_bytes: None,
+    without_limits: bool = False,
 ) -> Finished:
-    """Runs it to its end. `on_look` is told the memory that it has, some times a second."""
+    """Runs it to its end, `without_limits` of requests. `on_look` is told its memory some times a second."""
+    command = [sys.executable, "-m", "soak.mpload_without_limits"] if without_limits else mpload_command()
     started = time.monotonic()
     with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
         process = subprocess.Popen(
-            mpload_command(*arguments),
+            [*command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
