@@ -12,6 +12,8 @@ from soak.trial import Options
 SIZES = {
     "kills": 0.01,
     "storm": 0.02,
+    "history": 0.01,
+    "profiles": 0.005,
     "hostile": 0.02,
 }
 """Shares of the whole trial that take some seconds."""
