@@ -49,7 +49,11 @@ class Step(NamedTuple):
     function: str
 
 
+LOADS = import_module("mixpanel_source.load")
+"""Not by `from mixpanel_source import load`: that is the function of this name."""
+
 STEPS = (
+    Step("opening", LOADS, "open_pipeline"),
     Step("spooling", bodies.Spool, "write"),
     Step("converting", EventParser, "parse"),
     Step("package file", ParquetFile, "write"),
@@ -164,11 +168,24 @@ def _load(url: str, asked: Load) -> None:
         Credentials("sandbox", "sandbox", "1", "us"), max_window_days=asked.max_window_days, base_url=url, retries=0
     )
     days = DateRange(date.fromisoformat(asked.first), date.fromisoformat(asked.last))
-    # Not by a string: there, `mixpanel_source.load` is the function of that name.
-    with patch.object(import_module("mixpanel_source.load"), "PackageLimits", partial(PackageLimits, seconds=0.0)):
+    with patch.object(LOADS, "PackageLimits", partial(PackageLimits, seconds=0.0)):
         result = load(project, Path(asked.database), asked=days)
     if result.error is not None:
         raise result.error
+    _modules(asked).write_text("\n".join(sys.modules))
+
+
+def _modules(asked: Load) -> Path:
+    """The file in which a load that is through leaves what it has imported."""
+    return Path(asked.log).with_name("modules")
+
+
+def _import(names: list[str]) -> None:
+    """What a load imports on its way, so that the next ones have it."""
+    for name in names:
+        if name not in sys.modules:
+            with suppress(ImportError):
+                import_module(name)
 
 
 def _fork(work: Callable[[], object], log: Path) -> int:
@@ -221,6 +238,8 @@ def main(url: str) -> None:
         with suppress(OSError):
             os.setpgid(child, child)  # as it does itself: whichever of the two comes first
         ended = _ended(child, kill.after_s if kill else None, marks)
+        if ended.status == 0:
+            _import(_modules(asked).read_text().split())
         print(json.dumps(asdict(ended)), flush=True)
 
 

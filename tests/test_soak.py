@@ -10,7 +10,7 @@ import pytest
 from soak.trial import Options
 
 SIZES = {
-    "kills": 0.01,
+    "kills": 0.005,
     "storm": 0.02,
     "history": 0.01,
     "profiles": 0.005,
