@@ -57,10 +57,10 @@ def run_mpload(
     *,
     most_s: float,
     most_bytes: int = 1 << 62,
-    on_look: Callable[[int], object] = lambda rss_bytes: None,
+    on_look: Callable[[int, float], object] = lambda rss_bytes, cpu_s: None,
     without_limits: bool = False,
 ) -> Finished:
-    """Runs it to its end, `without_limits` of requests. `on_look` is told its memory some times a second."""
+    """Runs it to its end, `without_limits` of requests. `on_look` is told its memory and its time of a CPU so far."""
     command = [sys.executable, "-m", "soak.mpload_without_limits"] if without_limits else mpload_command()
     started = time.monotonic()
     with (folder / "out").open("w+b") as out, (folder / "err").open("w+b") as err:
@@ -82,7 +82,7 @@ def run_mpload(
                 break
             rss_bytes = _rss_bytes(process.pid)
             peak_bytes = max(peak_bytes, rss_bytes)
-            on_look(rss_bytes)
+            on_look(rss_bytes, _cpu_s(process.pid))
             if not is_over and (time.monotonic() - started > most_s or rss_bytes > most_bytes):
                 is_over = True
                 os.killpg(process.pid, signal.SIGKILL)
@@ -99,3 +99,11 @@ def _rss_bytes(pid: int) -> int:
     with suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     return 0
+
+
+def _cpu_s(pid: int) -> float:
+    """0.0 where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
