@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
-from statistics import mean
 from typing import Final
 
 from mixpanel_source.sandbox import Sandbox, SandboxServer
@@ -23,12 +22,13 @@ from soak.trial import Options, Outcome
 DAYS = 1095
 EVENTS_A_DAY = 100_000
 FEW_EVENTS_A_DAY = 500
+PARTS = 10
 FLAT_FROM_DAYS: Final = 100
-"""With fewer, a tenth of them is less than an export, and tells nothing."""
+"""Fewer are a package or two, and tell nothing."""
 NAMES = (b"Page Viewed", b"Searched", b"Item Added", b"Order Placed")
 MOST_MEMORY = 1.25
 MOST_SECONDS = 1.5
-"""Times those of the earlier tenths, in the last ones."""
+"""Times those of the earlier parts, in the last ones."""
 ALLOWANCE_BYTES = 64 * MIB
 MOST_SPOOL_BYTES = 2048 * MIB
 
@@ -118,7 +118,7 @@ def run(options: Options) -> Outcome:
     if finished.status:
         outcome.wrong.append(f"the load ended with {finished.status}: {finished.err[-1500:]}")
         return outcome
-    tenths = _tenths(database, days, watch)
+    parts = _parts(database, watch)
     outcome.figures = {
         "days": days,
         "events": days * events_a_day,
@@ -126,44 +126,54 @@ def run(options: Options) -> Outcome:
         "events a second": round(days * events_a_day / finished.seconds),
         "most memory": f"{finished.peak_bytes / MIB:.0f} MiB",
         "database": f"{database.stat().st_size / MIB:.0f} MiB",
-        "by tenth of the days: seconds a day": [round(tenth.seconds_a_day, 2) for tenth in tenths],
-        "seconds of a CPU a day": [round(tenth.cpu_s_a_day, 2) for tenth in tenths],
-        "most memory, MiB": [round(tenth.rss_bytes / MIB) for tenth in tenths],
-        "most in the spool, MiB": [round(tenth.spool_bytes / MIB) for tenth in tenths],
+        "days by part": [part.days for part in parts],
+        "seconds a day": [round(part.seconds / part.days, 2) for part in parts],
+        "seconds of a CPU a day": [round(part.cpu_s / part.days, 2) for part in parts],
+        "most memory, MiB": [round(part.rss_bytes / MIB) for part in parts],
+        "most in the spool, MiB": [round(part.spool_bytes / MIB) for part in parts],
     }
     _check_rows(database, days, events_a_day, outcome)
-    _check_flat(tenths, days, outcome)
+    _check_flat(parts, days, outcome)
     return outcome
 
 
 @dataclass
-class _Tenth:
-    seconds_a_day: float
-    cpu_s_a_day: float
+class _Part:
+    """Some load packages after each other, up to when the last one was written."""
+
+    days: int
+    seconds: float
+    cpu_s: float
     rss_bytes: int
     spool_bytes: int
 
 
-def _tenths(database: Path, days: int, watch: _Watch) -> list[_Tenth]:
-    """By when the exports of the days were asked for, which `event_days` knows."""
+def _parts(database: Path, watch: _Watch) -> list[_Part]:
+    """A tenth of the packages each, or one package."""
     with reading(database) as ask:
-        asked_at = [at.timestamp() for (at,) in ask("select exported_at from event_days order by day")]
-    now, elapsed = time.time(), time.monotonic() - watch.started
-    began = now - elapsed
-    ends = [watch.looks[-1].seconds if n == 10 else asked_at[days * n // 10] - began for n in range(11)]
-    tenths = []
-    for n in range(10):
-        looks = [look for look in watch.looks if ends[n] <= look.seconds <= ends[n + 1]]
-        count = days * (n + 1) // 10 - days * n // 10
-        tenths.append(
-            _Tenth(
-                (ends[n + 1] - ends[n]) / max(1, count),
-                (_cpu_s(watch, ends[n + 1]) - _cpu_s(watch, ends[n])) / max(1, count),
+        packages = ask(
+            "select inserted_at, count(*) from _dlt_loads join event_days on _dlt_load_id = load_id"
+            " group by all order by all"
+        )
+    began = time.time() - (time.monotonic() - watch.started)
+    size = -(-len(packages) // PARTS)
+    parts: list[_Part] = []
+    start = 0.0
+    for first in range(0, len(packages), size):
+        some = packages[first : first + size]
+        end = some[-1][0].timestamp() - began
+        looks = [look for look in watch.looks if start <= look.seconds <= end]
+        parts.append(
+            _Part(
+                sum(days for _, days in some),
+                end - start,
+                _cpu_s(watch, end) - _cpu_s(watch, start),
                 max((look.rss_bytes for look in looks), default=0),
                 max((look.spool_bytes for look in looks), default=0),
             )
         )
-    return tenths
+        start = end
+    return parts
 
 
 def _cpu_s(watch: _Watch, at: float) -> float:
@@ -179,19 +189,20 @@ def _check_rows(database: Path, days: int, events_a_day: int, outcome: Outcome) 
             outcome.wrong.append(f"{len(unlike)} days have another number of events than {events_a_day}")
 
 
-def _check_flat(tenths: list[_Tenth], days: int, outcome: Outcome) -> None:
-    """The last two tenths against the second to the fifth: the first one grows to what it needs.
+def _check_flat(parts: list[_Part], days: int, outcome: Outcome) -> None:
+    """The last third of the parts against the first, but for the very first: that one grows to what it needs.
 
     Time is that of the CPU: what else the machine does changes it least.
     """
-    if (spool := max(tenth.spool_bytes for tenth in tenths)) > MOST_SPOOL_BYTES:
+    if (spool := max(part.spool_bytes for part in parts)) > MOST_SPOOL_BYTES:
         outcome.wrong.append(f"the spool has {spool / MIB:.0f} MiB")
     if days < FLAT_FROM_DAYS:
         return
-    before, last = tenths[1:5], tenths[-2:]
-    most, in_the_end = (max(tenth.rss_bytes for tenth in some) for some in (before, last))
+    third = max(1, len(parts) // 3)
+    before, last = parts[1 : 1 + third], parts[-third:]
+    most, in_the_end = (max(part.rss_bytes for part in some) for some in (before, last))
     if in_the_end > MOST_MEMORY * most + ALLOWANCE_BYTES:
         outcome.wrong.append(f"memory grows: {most / MIB:.0f} MiB, in the end {in_the_end / MIB:.0f}")
-    usual, late = (mean(tenth.cpu_s_a_day for tenth in some) for some in (before, last))
+    usual, late = (sum(part.cpu_s for part in some) / sum(part.days for part in some) for some in (before, last))
     if late > MOST_SECONDS * usual:
         outcome.wrong.append(f"a day takes longer: {usual:.2f} s of a CPU, in the end {late:.2f}")
