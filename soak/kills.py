@@ -256,7 +256,7 @@ class _Trial:
             self._wrong(f"{name}: {len(lost)} days were committed and are not any more")
         if not (folder / "m.duckdb").exists():
             return
-        days = _rows_byday_number(folder / "m.duckdb")
+        days = _rows_by_day(folder / "m.duckdb")
         for day, rows in days.items():
             if rows != self._served.by_day[day]:
                 self._wrong(f"{name}: {day} has {rows} events of {self._served.by_day[day]}")
@@ -300,7 +300,7 @@ def _committed_days(database: Path) -> set[date]:
         return {day for day, _, _, complete, _, _ in ask(LOADED_DAYS_SQL) if complete}
 
 
-def _rows_byday_number(database: Path) -> dict[date, int]:
+def _rows_by_day(database: Path) -> dict[date, int]:
     with reading(database) as ask:
         return dict(ask("select event_date, count(*) from events group by all")) if "events" in tables_of(ask) else {}
 
