@@ -172,7 +172,7 @@ ATTACKS: tuple[Attack, ...] = (
     Attack("web page", _finite(lambda: b"<!DOCTYPE html><html><body>Log in</body></html>", content_type="text/html")),
     Attack("web page of 1 GB", _body(chunk(b"<html>"), lambda: itertools.repeat(chunk(b"a" * _MIB), 1024))),
     Attack("picture", _finite(lambda: b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40, content_type="image/png")),
-    Attack("JSON list", _finite(lambda: b"[]", content_type="application/json")),
+    Attack("JSON list", _finite(lambda: b"[]", content_type="application/json"), ("JSON",)),
     Attack("JSON text", _finite(lambda: b'"yes"', content_type="application/json")),
     Attack("UTF-16", _finite(lambda: '{"results":[]}'.encode("utf-16"), content_type="application/json")),
     Attack("br, which was not asked for", _finite(lambda: LINE, "Content-Encoding: br")),
