@@ -31,7 +31,7 @@ import dlt
 from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
 from dlt.destinations.job_client_impl import SqlJobClientBase
 
-from mixpanel_source import bodies, settings, typed
+from mixpanel_source import bodies, load_record, settings, typed
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.load import load
 from mixpanel_source.parquet_file import ParquetFile
@@ -67,6 +67,8 @@ STEPS = (
     Step("typed tables: rows", typed._Events, "add"),
     Step("typed tables: end", typed._Events, "finish"),
     Step("typed tables: profiles", typed, "_profiles_in_step"),
+    Step("load record", load_record, "_write"),
+    Step("load_runs", load_record, "write_runs"),
 )
 
 
