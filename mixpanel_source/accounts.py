@@ -67,6 +67,7 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "export_timeout_s": (float, int),
     "request_share": (float, int),
     "ledger_url": (str,),
+    "max_body_bytes": (int,),
     "data_group_ids": (list,),
     "typed_tables": (bool,),
     **dict.fromkeys(settings.REPORT_TABLES, (list,)),

@@ -39,7 +39,7 @@ STALE_SPOOL_S: Final = 60.0
 _SPOOL_PREFIX = "mpload-"
 _SPACE = b" \t\r\n"
 _GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)
-_ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":)')
+_ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":|\n)')
 _MESSAGE_WORDS = re.compile(
     rb"\b(terminated|timed?[ -]?out|errors?|failed|failure|abort(ed)?|unavailable|exceeded)\b", re.IGNORECASE
 )

@@ -61,6 +61,8 @@ class Project:
     """Share of the limit by the hour that is used; the rest is left to other tools."""
     ledger_url: str | Secret | None = field(default=None, repr=False)
     """The Postgres database that several machines keep the request ledger in."""
+    max_body_bytes: int = settings.MAX_BODY_BYTES
+    """Of one export as it is sent, or of one walk over profiles."""
     data_group_ids: Sequence[str] = ()
     """Of the group types whose profiles are loaded, each a signed 64-bit number as text."""
     typed_tables: bool = True
@@ -149,6 +151,7 @@ class Project:
             retries=self.retries,
             timeout_s=self.timeout_s,
             export_timeout_s=self.export_timeout_s,
+            max_body_bytes=self.max_body_bytes,
             spool_folder=spool_folder,
             ledger_url=self.ledger_url,
             request_share=self.request_share,
