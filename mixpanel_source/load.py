@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -238,8 +238,9 @@ def _load_events(
     loaded = swept.unsettled(loaded_days_of(pipeline, filter_))
     plan = project.plan(asked, loaded)
     kept = KeptExports(result.database, project, filter_)
-    exported_at = last_exports_of(pipeline) | dict.fromkeys(swept.late, datetime.now(UTC))
-    here = kept.take_up(plan, exported_at, refresh=asked.refresh)
+    # What was exported before a sweep found late events is older than they are.
+    since = last_exports_of(pipeline) | {day: swept.swept_at[day] for day in swept.late}
+    here = kept.take_up(plan, since, refresh=asked.refresh)
     tell_counts(plan, project, filter_)
     told = _Counted(progress)
     days: set[date] = set()
