@@ -52,6 +52,7 @@ ACCOUNT_KEYS: Final[dict[str, tuple[type, ...]]] = {
 SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "start_date": (date, str),
     "lookback_days": (int,),
+    "sweep_days": (int,),
     "max_rejected": (float, int),
     "window_days": (int,),
     "max_window_days": (int,),
@@ -60,6 +61,7 @@ SETTING_KEYS: Final[dict[str, tuple[type, ...]]] = {
     "concurrent_exports": (int,),
     "max_spool_bytes": (int,),
     "spool_keep_hours": (float, int),
+    "min_free_mb": (int,),
     "retries": (int,),
     "timeout_s": (float, int),
     "export_timeout_s": (float, int),

@@ -14,8 +14,10 @@ import re
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -24,7 +26,7 @@ import requests
 import requests.exceptions
 
 from mixpanel_source import bodies, settings, transport
-from mixpanel_source.credentials import Credentials, Secret
+from mixpanel_source.credentials import Credentials, Secret, spellings
 from mixpanel_source.errors import (
     AuthenticationError,
     ConfigError,
@@ -60,8 +62,8 @@ class MixpanelClient:
     `base_url` (else `MP_BASE_URL`) sends every API family to one origin. `ledger_url` (else `MP_LEDGER_URL`) and
     `request_share` are the ledger's, unless one is given. `wait` allows waiting for an hourly limit;
     without it such a wait is a `RateLimitError`. `on_wait` is told (seconds, why) before every wait. `clock` gives
-    epoch seconds, in place of the machine's clocks, and `sleep` has to move it. A closed client stays closed: waits
-    end, and what it handed out ends with a `RuntimeError`.
+    epoch seconds, in place of the machine's clocks, and `sleep` has to move it. `stats` counts what several clients
+    spend together. A closed client stays closed: waits end, and what it handed out ends with a `RuntimeError`.
     """
 
     def __init__(
@@ -83,13 +85,14 @@ class MixpanelClient:
         jitter: Callable[[], float] = random.random,
         on_wait: Callable[[float, str], None] | None = None,
         max_line_bytes: int = bodies.MAX_LINE_BYTES,
+        stats: RequestStats | None = None,
     ) -> None:
         if retries < 0:
             raise ConfigError(f"retries is 0 or more, not {retries}")
         if not (timeout_s > 0 and export_timeout_s > 0):
             raise ConfigError("timeout_s and export_timeout_s are more than 0 seconds")
         self.credentials = credentials
-        self.stats = RequestStats()
+        self.stats = stats or RequestStats()
         self._base_url = transport.base_origin(base_url or os.environ.get("MP_BASE_URL") or None)
         self._retries = retries
         self._timeout_s = timeout_s
@@ -107,7 +110,7 @@ class MixpanelClient:
         self._max_line_bytes = max_line_bytes
         self._lock = threading.Lock()
         self._handed_out: weakref.WeakSet[bodies.ExportBody | bodies.ProfilePages] = weakref.WeakSet()
-        self._secrets = transport.spellings(credentials)
+        self._secrets = spellings(credentials)
         self.ledger = ledger or RequestLedger(
             settings.data_folder() / "ledger.sqlite",
             origin=self.origin("query"),
@@ -388,18 +391,51 @@ class MixpanelClient:
             sleep=self._rest,
         ) as permit:
             self._check_open()
-            with self._send(call) as response:
+            with self._sent(call) as response:
                 if call.family == "export":  # other answers are here in a moment
                     permit.arrived()
                 if response.status_code != 200:
                     raise self._refused(call, response)
                 return receive(response)
 
+    @contextmanager
+    def _sent(self, call: _Call) -> Iterator[requests.Response]:
+        """As `_send`; how it went is logged, and counted, once all of the answer was received."""
+        began = time.monotonic()
+        call.received_bytes = 0
+        status: int | None = None
+        try:
+            with self._send(call) as response:
+                status = response.status_code
+                yield response
+        finally:
+            seconds = time.monotonic() - began
+            self.stats.add(seconds=seconds)
+            log.info(
+                "%s%s: %s in %.2f s, %d bytes (attempt %d)",
+                call,
+                f" ({' to '.join(map(str, call.days.values()))})" if call.days else "",
+                "no answer" if status is None else status,
+                seconds,
+                call.received_bytes,
+                call.attempts,
+                extra={
+                    "api": call.family,
+                    "method": call.method,
+                    "path": call.path,
+                    "status": status,
+                    "seconds": round(seconds, 3),
+                    "bytes": call.received_bytes,
+                    "attempt": call.attempts,
+                    **call.days,
+                },
+            )
+
     def _send(self, call: _Call) -> requests.Response:
         session = self._open_session()
         call.attempts += 1
-        self.stats.add(requests=1)
-        log.debug("%s", call)
+        self.stats.add(requests=1, api=call.family)
+        log.debug("%s: sent", call)
         try:
             return session.request(
                 call.method,
@@ -449,7 +485,7 @@ class MixpanelClient:
 
     def _tell_of_wait(self, seconds: float, why: str) -> None:
         self.stats.add(waits=1)
-        log.debug("waiting %.1f s: %s", seconds, why)
+        log.info("waiting %.1f s: %s", seconds, why, extra={"wait_s": round(seconds, 3), "why": why})
         if self._on_wait is not None:
             self._on_wait(seconds, why)
 
@@ -541,6 +577,7 @@ class MixpanelClient:
             for chunk in raw.stream(bodies.READ_BYTES, decode_content=False):
                 self._check_open()
                 received += len(chunk)
+                call.received_bytes += len(chunk)
                 self.stats.add(received_bytes=len(chunk))
                 yield chunk
         except transport.NETWORK_ERRORS as error:
@@ -628,14 +665,29 @@ class RequestStats:
     waited_s: float = 0.0
     received_bytes: int = 0
     """Of answers, as sent."""
+    seconds: float = 0.0
+    """From sending a request to its last byte, of all together."""
+    by_api: Counter[ApiFamily] = field(default_factory=Counter)
+    """Requests."""
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
 
     def add(
-        self, *, requests: int = 0, retries: int = 0, waits: int = 0, waited_s: float = 0.0, received_bytes: int = 0
+        self,
+        *,
+        requests: int = 0,
+        api: ApiFamily | None = None,
+        retries: int = 0,
+        waits: int = 0,
+        waited_s: float = 0.0,
+        received_bytes: int = 0,
+        seconds: float = 0.0,
     ) -> None:
         with self._lock:
+            if api is not None:
+                self.by_api[api] += requests
+            self.seconds += seconds
             self.requests += requests
             self.retries += retries
             self.waits += waits
@@ -660,9 +712,16 @@ class _Call:
     wait: bool | None = None
     """Whether to wait for an hourly limit; None: as the client does."""
     attempts: int = 0
+    received_bytes: int = 0
+    """Of the last attempt's answer, as sent."""
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
+
+    @property
+    def days(self) -> dict[str, str | int]:
+        """The dates that it asks for, where it does."""
+        return {name: self.params[name] for name in ("from_date", "to_date") if name in self.params}
 
 
 class _FailedError(Exception):

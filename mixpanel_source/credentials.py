@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import re
 import warnings
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
+from urllib.parse import quote
 
 from mixpanel_source import settings
 from mixpanel_source.errors import AuthenticationError, ConfigError
@@ -240,3 +242,11 @@ def _warn_of_project_secret() -> None:
             FutureWarning,
             stacklevel=4,
         )
+
+
+def spellings(credentials: Credentials) -> list[str]:
+    """The ways in which the secret could come back in a text, longest first."""
+    secret = credentials.secret.reveal()
+    header = credentials.authorization()
+    forms = {secret, header, header.split(" ", 1)[1], quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
+    return sorted((form for form in forms if len(form) > 3), key=len, reverse=True)

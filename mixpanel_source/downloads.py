@@ -54,8 +54,9 @@ class Downloads(Closing):
     """Exports of `client`, at most `at_once` that are under way or wait to be taken.
 
     `max_bytes` bounds what they need on the disk. `on_arrival` is told of each that came whole, within a call of
-    `may_begin` or `take`; `on_bytes` how many bytes came so far, compressed, from several threads. `keep` is called
-    with each in the thread it came in, and `kept_bytes` says how large those are that it has kept.
+    `may_begin` or `take`; `on_bytes` how many bytes came so far, compressed, from several threads. `before` is called
+    before each is asked for, and `keep` with each that came whole, in its thread; `kept_bytes` says how large those are
+    that it has kept.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Downloads(Closing):
         *,
         on_arrival: Callable[[Fetched, ExportBody], None],
         on_bytes: Callable[[int], None] | None = None,
+        before: Callable[[], None] | None = None,
         keep: Callable[[Fetched, ExportBody], None] | None = None,
         kept_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -74,6 +76,7 @@ class Downloads(Closing):
         self._max_bytes = max_bytes
         self._on_arrival = on_arrival
         self._on_bytes = on_bytes
+        self._before = before
         self._keep = keep
         self._kept_bytes = kept_bytes
         self._all: deque[_Download] = deque()
@@ -203,6 +206,8 @@ class Downloads(Closing):
 
         exported_at = datetime.now(UTC)
         body: ExportBody | IncompleteExportError | ServerError
+        if self._before is not None:
+            self._before()
         try:
             body = self._client.export(
                 asked.window, events=asked.filter.events or None, where=asked.filter.where, on_bytes=received

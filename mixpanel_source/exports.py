@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from mixpanel_source.parsing import events as parsing
 from mixpanel_source.parsing.duplicates import Duplicates, Resolution
 from mixpanel_source.parsing.held import HeldTables
 from mixpanel_source.planner import Plan
+from mixpanel_source.progress import Stage
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.windows import LoadedDay, Window
 
@@ -78,6 +80,8 @@ class Progress(Protocol):
     def loaded(self, window: Window, rows: int, size: int) -> None:
         """A window is in the load package: its rows, and the bytes of their properties."""
 
+    def spent(self, stage: Stage, seconds: float) -> None: ...
+
 
 @dataclass
 class WindowRows(Closing):
@@ -100,6 +104,7 @@ class WindowRows(Closing):
     exported_at: datetime
     requests: int = 0
     attempts: int = 0
+    read_s: float = 0.0
 
     def tables(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Each table as it is to be loaded, and its rows that were duplicates of others."""
@@ -177,6 +182,7 @@ class Exports(Closing):
             project.max_spool_bytes,
             on_arrival=self._learn,
             on_bytes=received,
+            before=project.disk.check if project.disk else None,
             keep=kept.keep if kept else None,
             kept_bytes=(lambda: kept.bytes) if kept else lambda: 0,
         )
@@ -412,6 +418,7 @@ def read_export(
 
     `connection` is as for EventParser. Raises StrayTimesError for several days that have to be split.
     """
+    began = time.monotonic()
     parser = parsing.EventParser(window, project.local_zone, connection)
     held = HeldTables(spool_folder())
     rejected = HeldTables(spool_folder(), _REJECTED_IN_MEMORY_BYTES)
@@ -452,7 +459,9 @@ def read_export(
                 hint="nothing of it was loaded; try again later, or raise max_rejected to keep such lines aside",
             )
         resolution = duplicates.resolve()
-        return WindowRows(window, filter_, held, resolution, rejected, unreadable, lags, by_day, is_odd, exported_at)
+        rows = WindowRows(window, filter_, held, resolution, rejected, unreadable, lags, by_day, is_odd, exported_at)
+        rows.read_s = time.monotonic() - began
+        return rows
     except BaseException:
         held.close()
         rejected.close()

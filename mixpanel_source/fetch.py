@@ -20,12 +20,14 @@ from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundE
 from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.kept_out import FORGOTTEN, KEPT_OUT, KeptOut, kept_out_of
 from mixpanel_source.listings import LISTINGS
+from mixpanel_source.load_runs import LOAD_RUNS
 from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing import profiles as profile_parsing
 from mixpanel_source.parsing.events import SCHEMA as EVENTS_SCHEMA
 from mixpanel_source.progress import LoadProgress, NoProgress
 from mixpanel_source.project import Project, spool_folder
 from mixpanel_source.resources.profiles import tables_of
+from mixpanel_source.sweep import EVENT_SWEEPS
 from mixpanel_source.warehouse import (
     FETCHES,
     FetchType,
@@ -44,7 +46,7 @@ WRITE_WAIT_S = 600.0
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LOADED_TABLES = frozenset(
-    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT}
+    {"events", "profiles", "event_days", "rejected_lines", "report_days", FORGOTTEN, KEPT_OUT, LOAD_RUNS, EVENT_SWEEPS}
     | {*TABLES, *settings.REPORT_TABLES, *LISTINGS}
 )
 _SCHEMA = f'"{settings.DATASET}"'

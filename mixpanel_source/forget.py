@@ -37,6 +37,7 @@ from mixpanel_source.kept_out import (
     kept_out_of,
 )
 from mixpanel_source.load_record import record_path
+from mixpanel_source.load_runs import LOAD_RUNS
 from mixpanel_source.pipeline import DUCKDB_CONFIG, DUCKDB_PRAGMAS, locked
 from mixpanel_source.property_columns import CATALOG
 from mixpanel_source.warehouse import (
@@ -242,6 +243,8 @@ class _Forgetting:
             goes.append(f"event_id IN (SELECT event_id FROM {_EVENTS})")
         if (table.schema, table.name) == _REJECTED:
             goes.append(f"rowid IN (SELECT place FROM {_LINES})")
+        if (table.schema, table.name) == (settings.DATASET, LOAD_RUNS) and {"message", "warnings"} <= table.columns:
+            goes.append(_IS_NAMED_BY_A_LOAD)
         if {"event_name", "properties"} <= table.columns:
             goes.append(_IS_NAMED_IN_PROPERTIES)
         return "coalesce(" + (" OR ".join(f"coalesce({one}, false)" for one in goes) or "false") + ", false)"
@@ -379,6 +382,10 @@ def _named(event: str, name: str) -> str:
 _NAMED: Final = " OR ".join(
     _named(event, property_) for event, name in IDENTITY_EVENTS.items() for property_ in (name, ANONYMOUS_ID)
 )
+_IS_NAMED_BY_A_LOAD: Final = f"""(
+    SELECT bool_or(regexp_matches(concat_ws(' ', message, CAST(warnings AS VARCHAR)),
+        '(^|[^0-9A-Za-z])' || regexp_escape(id) || '([^0-9A-Za-z]|$)')) FROM {_IDS})"""
+"""In what it told of an error, or warned of."""
 _IS_NAMED_IN_PROPERTIES: Final = f"""CASE
     WHEN contains(CAST(properties AS VARCHAR), '{BEFORE_IDENTITY}')
         OR event_name IN ({", ".join(map(literal, IDENTITY_EVENTS))})

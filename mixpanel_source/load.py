@@ -14,6 +14,7 @@ import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
+from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.event_days import days_scope
@@ -21,6 +22,7 @@ from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.kept_exports import KeptExports
 from mixpanel_source.kept_out import kept_out_of
 from mixpanel_source.listings import LISTINGS, Listing
+from mixpanel_source.load_metrics import LoadMetrics, RunMetrics
 from mixpanel_source.load_record import recorded
 from mixpanel_source.pipeline import (
     DUCKDB_CONFIG,
@@ -32,7 +34,7 @@ from mixpanel_source.pipeline import (
     run_package,
 )
 from mixpanel_source.progress import LoadProgress, NoProgress
-from mixpanel_source.project import Project, day_in_words
+from mixpanel_source.project import Project, day_in_words, spool_folder
 from mixpanel_source.report_questions import INSIGHTS, required_questions
 from mixpanel_source.resources.cohort_members import CohortWalks, members_package
 from mixpanel_source.resources.events import PackageLimits, events_package
@@ -42,6 +44,7 @@ from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import ReportLoads, reports_package
 from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.source import last_exports_of, loaded_days_of, report_days_of
+from mixpanel_source.sweep import SweepResult, note_sweep, sweep
 from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
 from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
 from mixpanel_source.windows import DateRange, Window
@@ -73,6 +76,17 @@ class LoadResult:
     database: Path
     tables: list[TableLoad] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    late_days: list[date] = field(default_factory=list)
+    """Settled days that a sweep found late events in, exported again."""
+    metrics: LoadMetrics = field(default_factory=LoadMetrics)
+
+    @property
+    def rows(self) -> int:
+        return sum(table.rows for table in self.tables)
+
+    @property
+    def days(self) -> int:
+        return sum(table.days for table in self.tables)
 
     @property
     def error(self) -> MixpanelDataError | None:
@@ -106,16 +120,29 @@ def load(
         if name in resources:
             required_questions(project.questions, name)
     result = LoadResult(database)
-    told = progress or NoProgress()
+    told = RunMetrics(progress or NoProgress())
+
+    def metrics() -> LoadMetrics:
+        result.metrics = told.metrics(result.rows, result.days)
+        return result.metrics
+
     check_database(database)
-    with locked(database), recorded(database, lambda: result.error, lambda: result.warnings):
+    with (
+        locked(database),
+        recorded(
+            database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
+        ),
+    ):
+        room = DiskRoom(database, spool_folder(), project.min_free_mb)
+        room.check_spool()
+        room.check()
         prepare_database(database)
         with opened(database) as connection:
             refuse_snapshots(connection, resources)
-            project = replace(project, kept_out=kept_out_of(connection))
+            project = replace(project, kept_out=kept_out_of(connection), stats=told.requests, disk=room)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
-            "events": lambda table: _load_events(pipeline, project, asked, filter_, told, table, result),
+            "events": lambda table: _sweep_and_load_events(pipeline, project, asked, filter_, told, table, result),
             "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, result),
             "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
             "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
@@ -130,6 +157,7 @@ def load(
             try:
                 if pipeline.has_pending_data:  # of a table that failed; dlt would write it in place of the next one
                     pipeline = open_pipeline(database)
+                room.check()
                 with own_errors(database):
                     if name in LISTINGS:
                         _load_listing(pipeline, project, told, database, LISTINGS[name], table)
@@ -170,7 +198,7 @@ def dates_of(
     return DateRange(first, last, refresh)
 
 
-def _load_events(
+def _sweep_and_load_events(
     pipeline: dlt.Pipeline,
     project: Project,
     asked: DateRange,
@@ -179,15 +207,46 @@ def _load_events(
     table: TableLoad,
     result: LoadResult,
 ) -> None:
+    """As `_load_events`; a load of whatever is new looks for late events of settled days first, if it is to."""
+    swept = SweepResult()
+    if project.sweep_days and asked == DateRange() and filter_ == EventFilter():
+        swept = sweep(project, result.database, loaded_days_of(pipeline, filter_))
+        result.warnings += swept.warnings
+        result.late_days = sorted(swept.late)
+    try:
+        _load_events(pipeline, project, asked, filter_, progress, table, result, swept)
+    finally:
+        if swept.swept_at:
+            try:
+                now_loaded = loaded_days_of(pipeline, filter_)
+                note_sweep(result.database, swept, now_loaded, wait_s=READERS_WAIT_S, on_wait=progress.waiting)
+            except MixpanelDataError as error:
+                result.warnings.append(f"the next load looks for the same late events again: {error.message}")
+
+
+def _load_events(
+    pipeline: dlt.Pipeline,
+    project: Project,
+    asked: DateRange,
+    filter_: EventFilter,
+    progress: LoadProgress,
+    table: TableLoad,
+    result: LoadResult,
+    swept: SweepResult,
+) -> None:
     """Load the days asked for in packages of some windows each; what is loaded stays if a later one fails."""
-    loaded = loaded_days_of(pipeline, filter_)
+    loaded = swept.unsettled(loaded_days_of(pipeline, filter_))
     plan = project.plan(asked, loaded)
     kept = KeptExports(result.database, project, filter_)
-    here = kept.take_up(plan, last_exports_of(pipeline), refresh=asked.refresh)
+    # What was exported before a sweep found late events is older than they are.
+    since = last_exports_of(pipeline) | {day: swept.swept_at[day] for day in swept.late}
+    here = kept.take_up(plan, since, refresh=asked.refresh)
     tell_counts(plan, project, filter_)
     told = _Counted(progress)
     days: set[date] = set()
-    progress.planned(plan.forecast())
+    progress.planned(forecast := plan.forecast())
+    if project.disk is not None:
+        project.disk.check_forecast(forecast, {day.day for day in loaded})
     with (
         project.client(kept.folder) as client,
         Exports(client, project, plan, filter_, told, loaded, skip_incomplete=True, kept=kept, here=here) as exports,
@@ -214,6 +273,7 @@ class _Counted:
 
     def __init__(self, progress: LoadProgress) -> None:
         self.received = progress.received
+        self.spent = progress.spent
         self.bytes_behind = 0
         """Bytes of properties that the typed tables do not hold yet."""
         self._progress = progress
@@ -289,7 +349,9 @@ def _typed_tables_in_step(database: Path, progress: LoadProgress) -> None:
     with connected(database, wait_s=READERS_WAIT_S, on_wait=progress.waiting) as connection:
         for name, value in DUCKDB_CONFIG.items():
             connection.execute(f"SET {name} = '{value}'")
+        began = time.monotonic()
         _keep_in_step(connection)
+        progress.spent("typed", time.monotonic() - began)
 
 
 def _load_group_profiles(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from mixpanel_source.exports import EventFilter
 from mixpanel_source.planner import Forecast, seconds_to_ask
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import Spent
+from mixpanel_source.sweep import due_in
 from mixpanel_source.warehouse import check_database, opened, table_names
 from mixpanel_source.windows import DateRange, LoadedDay, Window, windows_over
 
@@ -36,15 +37,17 @@ class LoadPlan:
     """Whether Mixpanel was to be asked for counts; it may have had none."""
     spent: Spent
     """The export requests of the last hour, by the ledger."""
+    sweep_requests: int = 0
+    """Exports that look for late events of settled days, before the others; days that hold some come on top."""
 
     @property
     def seconds(self) -> float:
         """Until the last request may be sent, where nobody else asks."""
-        return seconds_to_ask(self.forecast.requests, self.spent)
+        return seconds_to_ask(self.sweep_requests + self.forecast.requests, self.spent)
 
     @property
     def seconds_at_most(self) -> float:
-        return seconds_to_ask(self.forecast.requests_at_most, self.spent)
+        return seconds_to_ask(self.sweep_requests + self.forecast.requests_at_most, self.spent)
 
 
 def plan_load(
@@ -62,6 +65,7 @@ def plan_load(
     """
     check_database(database)
     loaded = _loaded_days(database, filter_)
+    sweeps = _sweeps_due(project, database, asked, filter_, loaded)
     plan = project.plan(asked, loaded)
     counts = counts_of(plan, project, filter_) if count else {}
     plan.tell(counts)
@@ -71,7 +75,17 @@ def plan_load(
     sizes: Counter[SizeSource] = Counter({"loaded": 0, "counted": 0, "neighbours": 0, "unknown": 0})
     sizes.update(_source(day, known, counts) for day in days)
     there = _ranges(_there(asked, known, days))
-    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, project.ledger().spent("export"))
+    spent = project.ledger().spent("export")
+    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, spent, sweeps)
+
+
+def _sweeps_due(
+    project: Project, database: Path, asked: DateRange, filter_: EventFilter, loaded: Sequence[LoadedDay]
+) -> int:
+    if not (project.sweep_days and loaded and asked == DateRange() and filter_ == EventFilter()):
+        return 0
+    with opened(database) as connection:
+        return len(due_in(project, connection, loaded, datetime.now(UTC)))
 
 
 def _loaded_days(database: Path, filter_: EventFilter) -> list[LoadedDay]:

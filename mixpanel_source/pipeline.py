@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from mixpanel_source import settings
 from mixpanel_source.errors import MixpanelDataError, TableExistsError, WarehouseError
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.source import source_of
+from mixpanel_source.traces import keep_trace, last_trace
 from mixpanel_source.warehouse import (
     connected,
     data_folder_error,
@@ -113,9 +115,16 @@ def run_package(
     `and_then` is called with a connection once it is written, before others can read the database or Ctrl-C ends it.
     """
     with _Writing(database, progress, table) as writing:
-        pipeline.run(source_of(resource(about_to_write=writing.begin)))
+        before = pipeline.last_trace
+        try:
+            info = pipeline.run(source_of(resource(about_to_write=writing.begin)))
+        finally:
+            keep_trace(last_trace(pipeline, before), database, table)
+        writing.ended(info.loads_ids)
         if and_then is not None and writing.connection is not None:
+            began = time.monotonic()
             and_then(writing.connection)
+            progress.spent("typed", time.monotonic() - began)
     _forget_old_packages(pipeline)
 
 
@@ -159,6 +168,7 @@ class _Writing:
         self._progress = progress
         self._resource = resource
         self._held = ExitStack()
+        self._began = time.monotonic()
         self.connection: duckdb.DuckDBPyConnection | None = None
         """Once it has begun."""
 
@@ -173,6 +183,22 @@ class _Writing:
         self.connection = self._held.enter_context(waiting)
         refuse_snapshots(self.connection, [self._resource])
         self._held.enter_context(_finishing(self._progress.interrupted))
+        self._began = time.monotonic()
+
+    def ended(self, load_ids: Sequence[str]) -> None:
+        """The package is in the database; it may be none."""
+        if not load_ids:
+            return
+        seconds = time.monotonic() - self._began
+        self._progress.spent("write", seconds)
+        self._progress.written(self._resource, load_ids)
+        logger.info(
+            "%s: load package %s written in %.2f s",
+            self._resource,
+            ", ".join(load_ids),
+            seconds,
+            extra={"table": self._resource, "load_ids": list(load_ids), "write_s": round(seconds, 3)},
+        )
 
     def __enter__(self) -> Self:
         return self

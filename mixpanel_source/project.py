@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mixpanel_source import settings
-from mixpanel_source.client import MixpanelClient
+from mixpanel_source.client import MixpanelClient, RequestStats
 from mixpanel_source.credentials import Account, Credentials, Secret
 from mixpanel_source.engage import LAST, group_ids
 from mixpanel_source.errors import ConfigError, WarehouseError
@@ -21,6 +21,7 @@ from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, days_to_load
 
 if TYPE_CHECKING:
+    from mixpanel_source.disk_room import DiskRoom
     from mixpanel_source.kept_out import KeptOut
     from mixpanel_source.report_questions import Question
 
@@ -38,6 +39,8 @@ class Project:
     legacy_local_time: bool = False
     start_date: date | None = None
     lookback_days: int = settings.LOOKBACK_DAYS
+    sweep_days: int = 0
+    """How many days back a load without dates looks for late events of settled days; 0 does not look."""
     max_rejected: float = settings.MAX_REJECTED_SHARE
     window_days: int | None = None
     """Days of every export request; None joins as many as fit."""
@@ -66,6 +69,12 @@ class Project:
     """What is asked for the tables of reports: see `report_questions.questions_of`."""
     kept_out: KeptOut | None = field(default=None, compare=False, repr=False)
     """Whose rows are left out of what is loaded: see `forget`."""
+    min_free_mb: int = settings.MIN_FREE_MB
+    """Megabytes that stay free on the disks that a load writes to; 0 does not look."""
+    disk: DiskRoom | None = field(default=None, compare=False, repr=False)
+    """Looked at before each export."""
+    stats: RequestStats | None = field(default=None, compare=False, repr=False)
+    """Counts what all clients of the project spend; None: each its own."""
     base_url: str | None = None
     wait: bool = True
     """Whether a load waits for the hourly limit; if not, it raises RateLimitError."""
@@ -84,11 +93,14 @@ class Project:
             ) from None
         for name, value, least in (
             ("lookback_days", self.lookback_days, 0),
+            ("sweep_days", self.sweep_days, 0),
             ("window_days", self.window_days, 1),
             ("max_window_days", self.max_window_days, 1),
         ):
             if value is not None and not least <= value <= _MOST_DAYS:
                 raise ConfigError(f"{name} is a number from {least} to {_MOST_DAYS}, not {value}")
+        if self.min_free_mb < 0:
+            raise ConfigError(f"min_free_mb is a number from 0, not {self.min_free_mb}")
         if self.max_window_events < 1:
             raise ConfigError(f"max_window_events is a number from 1, not {self.max_window_events}")
         most = settings.MAX_CONCURRENT["export"]
@@ -142,6 +154,7 @@ class Project:
             request_share=self.request_share,
             wait=self.wait,
             on_wait=self.on_wait,
+            stats=self.stats,
         )
 
     @property

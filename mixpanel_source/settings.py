@@ -97,6 +97,8 @@ SPOOL_KEEP_HOURS: Final = 24.0
 """How long an export that a stopped load has on the disk is loaded by the next one instead of being asked for again."""
 COUNTED_EVENTS: Final = 100
 """Of so many of the most common events the counts by day are asked for, where nothing else tells the sizes of days."""
+MIN_FREE_MB: Final = 500
+"""Room that a load leaves on the disks it writes to: a load package and its copies take as much, at most."""
 MAX_REJECTED_SHARE: Final = 0.01
 MAX_REJECTED_FREE: Final = 10
 """So many unreadable lines never fail a window, whatever their share."""

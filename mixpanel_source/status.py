@@ -23,6 +23,7 @@ from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.warehouse import (
+    TRACES,
     DatabaseBusyError,
     fetched_tables,
     kept_bytes,
@@ -197,6 +198,7 @@ def info(database: Path, project_id: str | None) -> dict[str, Any]:
         "data_folder": str(settings.data_folder()),
         "pipeline_folder": str(folder),
         "dlt_command": f"dlt pipeline --pipelines-dir {shlex.quote(str(folder))} {settings.PIPELINE} info",
+        "traces": str(folder / TRACES),
         "versions": {
             "mpload": __version__,
             "python": platform.python_version(),

@@ -6,7 +6,6 @@ import email.utils
 import http.client
 import http.cookiejar
 import ipaddress
-import json
 import re
 import socket
 import sys
@@ -14,7 +13,7 @@ import threading
 import weakref
 from contextlib import ExitStack, suppress
 from typing import Any, Final, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import requests.adapters
@@ -191,14 +190,6 @@ class Authorization(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = self._credentials.authorization()
         return request
-
-
-def spellings(credentials: Credentials) -> list[str]:
-    """The ways in which the secret could come back in a text, longest first."""
-    secret = credentials.secret.reveal()
-    header = credentials.authorization()
-    forms = {secret, header, header.split(" ", 1)[1], quote(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}
-    return sorted((form for form in forms if len(form) > 3), key=len, reverse=True)
 
 
 def base_origin(base_url: str | None) -> str | None:

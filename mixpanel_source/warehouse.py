@@ -26,6 +26,9 @@ OnWait = Callable[[float, str], None]
 FETCHES = "fetches"
 """The table that tells of the snapshots there are."""
 
+TRACES = "traces"
+"""Among what is kept of the pipeline: dlt's traces of the last load packages."""
+
 LOCK_WAIT_S = 3.0
 """How long a query waits for a load that holds the file: its last step takes about as long."""
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -45,8 +45,9 @@ from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles
 from mixpanel_source.resources.report_tables import report_table
 from mixpanel_source.sandbox import Sandbox
+from mixpanel_source.sweep import sweep
 from mixpanel_source.verify import verify
-from mixpanel_source.windows import DateRange, Window
+from mixpanel_source.windows import DateRange, LoadedDay, Window
 
 PRODUCT = Path(mixpanel_source.__file__).parent
 PROJECT_ID, WORKSPACE_ID = "12345", "9"
@@ -156,6 +157,17 @@ class Loads:
 
     def fetch_profiles(self, where: str) -> None:
         fetch_profiles(self._project, self._database, "snapshot", where=where)
+
+    def sweep(self) -> None:
+        """Of a file in which two settled days are loaded, without a row."""
+        database = self._database
+        with duckdb.connect(str(database)) as connection:
+            connection.execute(
+                "CREATE SCHEMA mixpanel; CREATE TABLE mixpanel.events (event_date DATE, processed_at TIMESTAMPTZ)"
+            )
+        settled = datetime(2024, 3, 9, tzinfo=UTC)
+        days = [LoadedDay(day, settled, complete=True) for day in (FIRST, LAST)]
+        sweep(replace(self._project, sweep_days=30), database, days, NOW)
 
     def verify(self) -> None:
         """Of a file that says no more than that a day is loaded."""
@@ -767,6 +779,7 @@ CASES: Sequence[Case] = (
     _case("Loads.cohort_members", "least", {}, _post("cohorts/list", None), *_pages(**_MEMBERS)),
     _case("Loads.listing", "least", {"table": "funnels"}, _get("funnels/list")),
     _case("Loads.report_table", "least", {"bookmark_id": 5}, _get("insights", bookmark_id="5")),
+    _case("Loads.sweep", "least", {}, _export(where='number(properties["mp_processing_time_ms"]) >= 1709938800000')),
     _case("Loads.fetch_events", "least", {}, _export(to_date="2024-03-01")),
     _case("Loads.fetch_profiles", "all", {"where": WHERE}, *_pages(where=WHERE)),
     _case(

@@ -92,7 +92,7 @@ CASES = {
     "demo": Case((), None, in_words=True),
     "status": Case((), None, in_words=True),
     "sql": Case((TYPES_SQL,), 1),
-    "tables": Case((), 15, same=False),
+    "tables": Case((), 16, same=False),
     "schema": Case(("events",), 12),
     "info": Case((), None),
     "events": Case((), 2),

@@ -691,7 +691,7 @@ def test_the_command_takes_its_questions_from_the_account(
     assert "warning: the report 'gone' of funnel_steps is as before" in said
     assert values(sql) == [("daily", MARCH_8, 1), ("daily", MARCH_9, 0)]
     code, said = load(funnel, "segmentation", "cohorts", *days)
-    assert (code, said.splitlines()) == (
+    assert (code, [line for line in said.splitlines() if " received, " not in line]) == (
         0,
         [
             "mpload: the dates do not apply to cohorts: loaded as they are now",

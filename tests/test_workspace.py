@@ -50,7 +50,8 @@ def test_it_loads_asks_and_tells(tmp_path: Path) -> None:
         ]
         assert ws.sql_rows("select event_name, count(*) from events group by all order by 1") == [("A", 3), ("B", 3)]
         assert ws.sql_scalar("select count(*) from profiles") == 1
-        assert [table.name for table in ws.tables()] == ["event_days", "events", "profiles", "rejected_lines"]
+        tables = ["event_days", "events", "load_runs", "profiles", "rejected_lines"]
+        assert [table.name for table in ws.tables()] == tables
         assert ("event_date", "DATE") in ws.schema("events")
         loaded = ws.status().loaded
         assert loaded is not None

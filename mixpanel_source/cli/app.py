@@ -20,7 +20,7 @@ from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, 
 from mixpanel_source.cli.forget import forget
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.load import load
-from mixpanel_source.cli.messages import PROGRAM, note, redacted, report
+from mixpanel_source.cli.messages import PROGRAM, log_exception, logs_json_to_stderr, note, redacted, report
 from mixpanel_source.cli.output import (
     Format,
     NobodyReadsError,
@@ -362,7 +362,10 @@ def _run(arguments: list[str]) -> int:
         if options.verbose:
             import traceback
 
-            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+            if logs_json_to_stderr():
+                log_exception("an internal error")
+            else:
+                print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         message = f"internal error: {type(error).__name__}: {error}"
         report("InternalError", message, "--verbose tells where", exit_codes.GENERAL, as_json=as_json)
         return exit_codes.GENERAL
@@ -376,13 +379,21 @@ def _write_nothing_more() -> None:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    """Whether json was asked for by name: known even where the arguments cannot be understood."""
-    format_ = os.environ.get("MP_FORMAT", "")
+    """Whether json was asked for by name, of data or the log: known even where the arguments cannot be understood."""
+    return Format.JSON in (
+        _given(arguments, "MP_FORMAT", "--format", "-f"),
+        _given(arguments, "MP_LOG_FORMAT", "--log-format"),
+    )
+
+
+def _given(arguments: Sequence[str], variable: str, flag: str, short: str | None = None) -> str:
+    """The last value of an option, in lower case."""
+    value = os.environ.get(variable, "")
     for argument, following in pairwise([*arguments, ""]):
-        if argument in ("--format", "-f"):
-            format_ = following
-        elif argument.startswith("--format="):
-            format_ = argument.removeprefix("--format=")
-        elif argument.startswith("-f"):
-            format_ = argument.removeprefix("-f")
-    return format_.lower() == Format.JSON
+        if argument in (flag, short):
+            value = following
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+        elif short is not None and argument.startswith(short):
+            value = argument.removeprefix(short)
+    return value.lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,16 @@ from typer.core import TyperCommand, TyperOption
 
 from mixpanel_source.cli import completion
 from mixpanel_source.cli.completion import Complete
-from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, hide, note, set_up_log
+from mixpanel_source.cli.messages import (
+    WAIT_WORTH_A_LINE_S,
+    LogFormat,
+    hide,
+    hide_address,
+    logs_json_to_stderr,
+    note,
+    say_figures,
+    set_up_log,
+)
 from mixpanel_source.cli.output import TABLE_ROWS, Format, default_format, write_rows
 from mixpanel_source.errors import AuthenticationError, ConfigError
 
@@ -69,7 +78,16 @@ _OPTIONS = {
         envvar="MP_FORMAT",
     ),
     "quiet": _Option(("--quiet", "-q"), "Say nothing on stderr but errors.", bool),
-    "verbose": _Option(("--verbose", "-v"), "Log what is done to stderr.", bool),
+    "verbose": _Option(("--verbose", "-v"), "Log what is done to stderr, in detail.", bool),
+    "log_format": _Option(
+        ("--log-format",),
+        "Log to stderr: each request, wait, window and package. As json, all that is said there is JSON, a line each.",
+        LogFormat | None,
+        envvar="MP_LOG_FORMAT",
+    ),
+    "log_file": _Option(
+        ("--log-file",), "Log to the end of this file instead.", Path | None, metavar="FILE", envvar="MP_LOG_FILE"
+    ),
 }
 
 
@@ -83,6 +101,8 @@ class GlobalOptions:
     format: Format | None = None
     quiet: bool = False
     verbose: bool = False
+    log_format: LogFormat | None = None
+    log_file: Path | None = None
     errors_as_json: bool = False
     _account: Account | None = None
 
@@ -103,12 +123,17 @@ class GlobalOptions:
 
     def begin(self) -> None:
         """All options are known."""
-        set_up_log(self.verbose, self.quiet)
+        set_up_log(self.verbose, self.quiet, self.log_format, self.log_file)
 
     def say(self, text: str) -> None:
         """A note on stderr, unless quiet."""
         if not self.quiet:
             note(text)
+
+    def say_figures(self, name: str, figures: Mapping[str, Any], words: str) -> None:
+        """As `say`; an object where json was asked for by name. A log of JSON has them anyway."""
+        if not (self.quiet or logs_json_to_stderr()):
+            say_figures(name, figures, words, as_json=self.errors_as_json)
 
     def write(self, columns: Sequence[str], rows: Iterable[Sequence[Any]], types: Sequence[Any] | None = None) -> None:
         """Write all `rows`, and say so where a table leaves some out."""
@@ -121,7 +146,7 @@ class GlobalOptions:
         Raises as `resolve_credentials`.
         """
         from mixpanel_source import accounts
-        from mixpanel_source.credentials import ENVIRONMENT, resolve_credentials
+        from mixpanel_source.credentials import ENVIRONMENT, Secret, resolve_credentials, spellings
 
         if self._account is not None:
             return self._account
@@ -132,7 +157,9 @@ class GlobalOptions:
             account = resolve_credentials(self.account, environ, notify=self.say)
         else:
             account = accounts.find_account(name)
-        hide(account.credentials.secret.reveal(), account.credentials.authorization().partition(" ")[2])
+        hide(*spellings(account.credentials))
+        if isinstance(address := account.load_settings.get("ledger_url"), Secret):
+            hide_address(address.reveal())
         if self.project:
             account = account.of_project(self.project)
         self._account = account

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,8 +12,12 @@ from mixpanel_source.cli.completion import DAY, one_of
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
+from mixpanel_source.cli.words import metrics_in_words
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.settings import REPORT_TABLES
+
+if TYPE_CHECKING:
+    from mixpanel_source.load import LoadResult
 
 # As load.RESOURCES, whose import takes longer than TAB or --help may.
 _LISTS = (
@@ -64,6 +69,14 @@ def load(
     lookback_days: Annotated[
         int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
     ] = None,
+    sweep_days: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Without dates: look for late events in settled days so far back, too, and load their days again."
+            " Not verified on a live project.  [default: 0, not at all]",
+        ),
+    ] = None,
     max_rejected: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Share of unreadable lines that fails.  [default: 0.01]")
     ] = None,
@@ -86,6 +99,10 @@ def load(
     request_share: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Share of the 60 requests an hour to use at most.  [default: 1]"),
+    ] = None,
+    min_free_mb: Annotated[
+        int | None,
+        typer.Option(metavar="MB", help="Room to leave on the disks it writes to; 0: do not look.  [default: 500]"),
     ] = None,
     project_timezone: Annotated[
         str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
@@ -184,12 +201,14 @@ def load(
         account,
         start_date=parse_day("--start-date", start_date),
         lookback_days=lookback_days,
+        sweep_days=sweep_days,
         max_rejected=max_rejected,
         window_days=window_days,
         max_window_days=max_window_days,
         max_window_events=max_window_events,
         count_events=count_events,
         request_share=request_share,
+        min_free_mb=min_free_mb,
         project_timezone=project_timezone,
         legacy_local_time=legacy_local_time,
         wait=not no_wait,
@@ -224,6 +243,8 @@ def load(
         )
     for warning in result.warnings:
         options.say(f"warning: {warning}")
+    if result.late_days:
+        options.say(f"late events in settled days, loaded again: {', '.join(map(str, result.late_days))}")
     write_records(
         [
             {
@@ -237,6 +258,7 @@ def load(
         ],
         options.output,
     )
+    _tell_metrics(options, result)
     if result.error is not None:
         raise result.error
     loaded = [
@@ -250,6 +272,14 @@ def load(
         options.say(f"{news}: every day asked for is there and complete")
     if loaded:
         options.say(f"loaded into {database}")
+
+
+def _tell_metrics(options: GlobalOptions, result: LoadResult) -> None:
+    """A line, or where json was asked for by name an object, as it is for errors."""
+    metrics = result.metrics
+    if metrics.requests or metrics.load_ids:
+        seconds = sum(table.seconds for table in result.tables)
+        options.say_figures("run", asdict(metrics), metrics_in_words(metrics, seconds))
 
 
 def _refuse_without(names: Sequence[str], *given: tuple[str, object], resources: Sequence[str]) -> None:

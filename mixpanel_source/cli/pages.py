@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixpanel_source.cli.messages import PROGRAM, redacted
 from mixpanel_source.cli.output import Format, write_record, write_records, write_text
+from mixpanel_source.cli.words import metrics_in_words
 from mixpanel_source.load_record import LoadRecord
 from mixpanel_source.status import LoadStatus, Status
 from mixpanel_source.windows import Window
@@ -27,12 +28,7 @@ def write_status(status: Status, format_: Format) -> None:
         "database": str(status.database),
         "problem": status.problem,
         "running": status.running and {"began_at": status.running.began_at, "pid": status.running.pid},
-        "last_run": status.last_run
-        and {
-            **asdict(status.last_run),
-            "error": _error(status.last_run),
-            "warnings": _warnings(status.last_run),
-        },
+        "last_run": status.last_run and _run_record(status.last_run),
     }
     record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
     record |= {
@@ -63,6 +59,9 @@ def _in_words(status: Status) -> dict[str, str | None]:
     if status.running:
         words["running"] = f"since {_moment(status.running.began_at)} (PID {status.running.pid})"
     words["last run"] = _run(status.last_run) if status.last_run else "not known"
+    if status.last_run and status.last_run.metrics and status.last_run.ended_at:
+        took = status.last_run.ended_at - status.last_run.began_at
+        words["it took"] = metrics_in_words(status.last_run.metrics, took.total_seconds())
     if status.last_run and status.last_run.warnings:
         words["it warned"] = "; ".join(_warnings(status.last_run))
     if status.loaded is None:
@@ -77,6 +76,12 @@ def _in_words(status: Status) -> dict[str, str | None]:
     if status.requests_problem:
         words["requests"] = f"not known: {status.requests_problem}"
     return words
+
+
+def _run_record(run: LoadRecord) -> dict[str, Any]:
+    record = {**asdict(run), "error": _error(run), "warnings": _warnings(run)}
+    del record["is_in_table"]
+    return record
 
 
 def _warnings(run: LoadRecord) -> list[str]:

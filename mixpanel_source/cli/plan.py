@@ -46,6 +46,14 @@ def plan(
     lookback_days: Annotated[
         int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
     ] = None,
+    sweep_days: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Without dates: look for late events in settled days so far back, too, and load their days again."
+            " Not verified on a live project.  [default: 0, not at all]",
+        ),
+    ] = None,
     window_days: Annotated[
         int | None, typer.Option(metavar="DAYS", help="Days of every request; without it as many as fit.")
     ] = None,
@@ -90,6 +98,7 @@ def plan(
         account,
         start_date=parse_day("--start-date", start_date),
         lookback_days=lookback_days,
+        sweep_days=sweep_days,
         window_days=window_days,
         max_window_days=max_window_days,
         max_window_events=max_window_events,
@@ -118,6 +127,7 @@ def _record(found: LoadPlan) -> dict[str, Any]:
         "days_there": ranges(found.there),
         "requests": forecast.requests,
         "requests_at_most": forecast.requests_at_most,
+        "sweep_requests": found.sweep_requests,
         "seconds": round(found.seconds, 1),
         "seconds_at_most": round(found.seconds_at_most, 1),
         "events": forecast.events,
@@ -148,6 +158,8 @@ def _in_words(found: LoadPlan) -> dict[str, str]:
         "time": f"{time_in_words(found.seconds, found.seconds_at_most)}: {found.spent.used} of {found.spent.allowed}"
         " export requests are spent this hour",
     }
+    if found.sweep_requests:
+        words["late events"] = f"{counted(found.sweep_requests, 'request')} to look for them; their days come on top"
     if forecast.windows:
         if forecast.events is None:
             words["events"] = "not known" + ("" if found.is_counted else ": --count asks Mixpanel")

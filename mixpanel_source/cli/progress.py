@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 from math import ceil
@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, note
+from mixpanel_source.cli.messages import WAIT_WORTH_A_LINE_S, logs_json_to_stderr, note
 from mixpanel_source.cli.words import counted, length, requests_in_words, time_in_words
 from mixpanel_source.planner import Forecast, seconds_to_ask
+from mixpanel_source.progress import Stage
 from mixpanel_source.rate_limit import RequestLedger
 from mixpanel_source.windows import Window
 
@@ -43,6 +44,7 @@ class LoadDisplay:
 
     def __init__(self, quiet: bool) -> None:
         self.ledger: RequestLedger | None = None
+        quiet = quiet or logs_json_to_stderr()  # which tells of waits by itself
         console = Console(stderr=True)
         self._quiet = quiet
         self._progress = Progress(
@@ -117,6 +119,10 @@ class LoadDisplay:
 
     def interrupted(self) -> None:
         note("finishing what is being written; Ctrl-C once more stops at once")
+
+    def spent(self, stage: Stage, seconds: float) -> None: ...
+
+    def written(self, table: str, load_ids: Sequence[str]) -> None: ...
 
     def _tell_of_waits(self, forecast: Forecast) -> None:
         """Before a load that the request limit will, or may, hold up."""

@@ -144,6 +144,7 @@ class _EventsPackage:
         yield _hinted(parsing.SCHEMA, "events", columns=_JSON_COLUMNS)
         size = largest = 0
         while rows is not None:
+            began = time.monotonic()
             with rows:
                 counts = _DayCounts(rows.window, rows.filter)
                 for table, duplicates in rows.tables():
@@ -160,7 +161,25 @@ class _EventsPackage:
             self._event_days.append(counts.rows_of(rows, exports.project.calendar))
             size += counts.bytes
             largest = max(largest, counts.bytes)
-            exports.loaded(rows, counts.rows_by_day(), counts.bytes)
+            convert_s = rows.read_s + time.monotonic() - began
+            if exports.progress is not None:
+                exports.progress.spent("convert", convert_s)
+            by_day = counts.rows_by_day()
+            logger.info(
+                "%s: %d rows, %d bytes of properties, %.2f s to convert",
+                rows.window,
+                by_day.total(),
+                counts.bytes,
+                convert_s,
+                extra={
+                    "from_date": rows.window.first,
+                    "to_date": rows.window.last,
+                    "rows": by_day.total(),
+                    "property_bytes": counts.bytes,
+                    "convert_s": round(convert_s, 3),
+                },
+            )
+            exports.loaded(rows, by_day, counts.bytes)
             if limits is not None:
                 left_s = limits.seconds - (time.monotonic() - started)
                 # Another window like the largest would make it too large.
