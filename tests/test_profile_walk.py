@@ -54,6 +54,10 @@ def test_results_without_an_id_count_on_every_page_and_no_two_are_the_same(tmp_p
     assert told == [(2, 4), (4, 4), (4, 4)]
 
 
+def test_a_project_without_profiles_is_a_whole_walk(tmp_path: Path) -> None:
+    assert walk(tmp_path, page(total=0)) == (0, 0, 0)
+
+
 def test_a_walk_that_gave_fewer_than_it_said_is_broken(tmp_path: Path) -> None:
     with pytest.raises(WalkBrokenError) as broken:
         walk(tmp_path, page("a", "b", total=4), page("b", "c"), page())
