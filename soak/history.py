@@ -91,7 +91,7 @@ class _Watch:
 
 def _bytes_in(folder: Path) -> int:
     size = 0
-    for path in folder.glob("*"):
+    for path in folder.rglob("*"):
         try:
             size += path.stat().st_size
         except OSError:  # gone meanwhile

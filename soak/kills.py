@@ -266,6 +266,9 @@ class _Trial:
     def _check_end(self, name: str, folder: Path) -> None:
         for problem in self._served.differences(folder / "m.duckdb"):
             self._wrong(f"{name}: {problem}")
+        kept = [path for path in (folder / "data" / "spool").glob("*/*") if path.is_file()]
+        if kept:
+            self._wrong(f"{name}: {len(kept)} files of exports are still kept: {kept[0].name}")
         if not self._outcome.wrong:
             shutil.rmtree(folder)
 

@@ -33,6 +33,7 @@ from dlt.destinations.job_client_impl import SqlJobClientBase
 
 from mixpanel_source import bodies, load_record, settings, typed
 from mixpanel_source.credentials import Credentials
+from mixpanel_source.kept_exports import KeptExports
 from mixpanel_source.load import load
 from mixpanel_source.parquet_file import ParquetFile
 from mixpanel_source.parsing.events import EventParser
@@ -54,7 +55,10 @@ LOADS = import_module("mixpanel_source.load")
 
 STEPS = (
     Step("opening", LOADS, "open_pipeline"),
+    Step("taking up exports", KeptExports, "take_up"),
     Step("spooling", bodies.Spool, "write"),
+    Step("keeping an export", KeptExports, "keep"),
+    Step("dropping an export", KeptExports, "drop"),
     Step("converting", EventParser, "parse"),
     Step("package file", ParquetFile, "write"),
     Step("extract", dlt.Pipeline, "extract"),
