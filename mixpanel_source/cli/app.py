@@ -147,8 +147,16 @@ def sandbox(
 
 
 @command
-def status(options: GlobalOptions) -> None:
+def status(
+    options: GlobalOptions,
+    max_days_behind: Annotated[
+        int, typer.Option(metavar="DAYS", min=0, help="So many days without events at the end are not wrong.")
+    ] = 1,
+) -> None:
     """What is loaded, what is missing, and how many requests are left. Answers while a load is running, too.
+
+    Exits with 1 where something is wrong: a load that failed, days missing between others or at the end, loaded before
+    they were over, or changed since. For a monitor.
 
     \b
     mpload status
@@ -163,10 +171,12 @@ def status(options: GlobalOptions) -> None:
     except AuthenticationError as error:
         options.say(f"{error.message}: the requests that are left are not known")
         project = None
-    found = status_of(options.find_database(), project)
+    found = status_of(options.find_database(), project, max_days_behind=max_days_behind)
     if found.problem:
         options.say(found.problem)
     write_status(found, options.output)
+    if found.wrong:
+        raise typer.Exit(exit_codes.GENERAL)
 
 
 @command

@@ -32,6 +32,7 @@ def write_status(status: Status, format_: Format) -> None:
     }
     record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
     record |= {
+        "wrong": list(status.wrong),
         "kept_bytes": status.kept_bytes,
         "requests": status.requests,
         "requests_problem": status.requests_problem,
@@ -41,7 +42,7 @@ def write_status(status: Status, format_: Format) -> None:
 
 def _loaded(loaded: LoadStatus) -> dict[str, Any]:
     record = {field.name: getattr(loaded, field.name) for field in fields(LoadStatus)}
-    for name in ("missing_days", "incomplete_days", "unsettled_days"):
+    for name in ("missing_days", "incomplete_days", "unsettled_days", "suspect_days"):
         record[name] = ranges(record[name])
     record["parts"] = [
         {"filter": json.loads(label), "days": ranges(windows)} for label, windows in loaded.parts.items()
@@ -68,6 +69,8 @@ def _in_words(status: Status) -> dict[str, str | None]:
         words["problem"] = status.problem
     else:
         words |= _loaded_in_words(status.loaded)
+    if status.wrong:
+        words["wrong"] = "\n".join(status.wrong)
     if status.kept_bytes:
         words["exports kept"] = f"{status.kept_bytes:,} bytes, for the next load"
     for budget in status.requests:
@@ -109,6 +112,8 @@ def _loaded_in_words(loaded: LoadStatus) -> dict[str, str | None]:
     if loaded.incomplete_days:
         words["incomplete"] = f"{days_in_words(loaded.incomplete_days)}; not over when they were loaded"
     words["unsettled"] = days_in_words(loaded.unsettled_days)
+    if loaded.suspect_days:
+        words["suspect"] = f"{days_in_words(loaded.suspect_days)}; not as their loads left them"
     if loaded.parts:
         words["only parts"] = "\n".join(f"{label}: {days_in_words(windows)}" for label, windows in loaded.parts.items())
     words["events"] = f"{loaded.rows:,}" + (f", the newest of {_moment(loaded.newest_event)}" if loaded.rows else "")
