@@ -198,8 +198,6 @@ def _remove_old(own: Path, now: datetime, keep_hours: float) -> None:
         for kept in _kept_in(folder):
             if now - kept.exported_at > timedelta(hours=keep_hours) and not is_locked(kept.database):
                 kept.remove()
-        with suppress(OSError):
-            folder.rmdir()  # an empty one
 
 
 def _description_of(body: Path) -> Path:

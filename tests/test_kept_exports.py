@@ -145,7 +145,7 @@ def test_the_folders_of_other_databases_are_swept_too(
     assert not left.exists()
     clock.now += timedelta(hours=25)
     run_load(WEEK[1], WEEK[1], database=tmp_path / "other.duckdb")
-    assert not kept_folder(database).exists()
+    assert list(kept_folder(database).iterdir()) == []  # the folder stays: its own load may have just made it
 
 
 def test_a_day_that_is_not_over_is_not_kept(
