@@ -284,6 +284,9 @@ def test_waits_grow_to_a_minute_with_a_tenth_at_random(make: Make, mock: Mock, c
     [
         {"status_code": 500},
         {"status_code": 504, "text": "<html>gateway</html>"},
+        {"status_code": 408},
+        {"status_code": 204},
+        {"exc": requests.exceptions.SSLError("the peer hung up")},
         {"status_code": 400, "text": "Timeout Error."},
         {"status_code": 400, "json": {"error": "Timeout Error."}},
         {"exc": requests.exceptions.ConnectTimeout},
@@ -305,6 +308,64 @@ def test_what_may_pass_is_asked_again_and_then_is_a_server_error(
         client.request_json("query", "GET", "/api/query/funnels")
     assert "again" in str(caught.value.hint)
     assert (client.stats.requests, client.stats.retries, client.stats.waited_s) == (3, 2, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        ({"status_code": 302}, "credentials are never sent on to another place; look at MP_BASE_URL and any proxy"),
+        ({"status_code": 402}, "the project's Mixpanel plan does not include this"),
+        (
+            {"status_code": 401},
+            "check username, secret, project and region (now 'us'), and the account's rights to the project:"
+            " mpload auth test tells which",
+        ),
+        (
+            {"exc": requests.exceptions.SSLError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")},
+            "behind a proxy with a certificate of its own, name its bundle in REQUESTS_CA_BUNDLE",
+        ),
+        ({"exc": requests.exceptions.InvalidProxyURL("no host")}, "look at HTTPS_PROXY and NO_PROXY"),
+    ],
+)
+def test_each_refusal_says_what_to_do(answer: dict[str, Any], hint: str, make: Make, mock: Mock, clock: Clock) -> None:
+    mock.get(FUNNELS, **answer)
+    with pytest.raises(MixpanelDataError, match="/api/query/funnels") as caught:
+        make().request_json("query", "GET", "/api/query/funnels")
+    assert (caught.value.hint, len(mock.request_history)) == (hint, 1)
+    if isinstance(caught.value, (AuthenticationError, PlanError)):
+        assert caught.value.status == answer["status_code"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint", "is_slow"),
+    [
+        ({"status_code": 500}, "Mixpanel has a problem: try again later", False),
+        ({"status_code": 408}, "Mixpanel has a problem: try again later", True),
+        ({"status_code": 504}, "Mixpanel has a problem: try again later", True),
+        ({"status_code": 400, "text": "Timeout Error."}, "ask for less at once, or try again later", True),
+        ({"exc": requests.exceptions.ConnectionError}, "check the network, and try again later", False),
+        ({"exc": requests.exceptions.ReadTimeout}, "check the network, and try again later", True),
+    ],
+)
+def test_of_what_may_pass_it_is_told_whether_less_at_once_may_help(
+    answer: dict[str, Any], hint: str, is_slow: bool, make: Make, mock: Mock
+) -> None:
+    mock.get(FUNNELS, **answer)
+    with pytest.raises(ServerError, match="/api/query/funnels") as caught:
+        make(retries=0).request_json("query", "GET", "/api/query/funnels")
+    assert (caught.value.hint, caught.value.is_slow) == (hint, is_slow)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("7", 7), (formatdate(START + 30, usegmt=True), 30), ("60", 60), ("61", 1), ("0", 1)],
+)
+def test_a_5xx_is_asked_again_when_it_says_unless_that_is_long(
+    header: str, seconds: float, make: Make, mock: Mock, clock: Clock
+) -> None:
+    mock.get(FUNNELS, [{"status_code": 503, "headers": {"Retry-After": header}}, {"json": {}}])
+    make().request_json("query", "GET", "/api/query/funnels")
+    assert clock.sleeps == [pytest.approx(seconds)]
 
 
 def test_no_retries_means_one_request(make: Make, mock: Mock, clock: Clock) -> None:
@@ -525,6 +586,29 @@ def test_a_retry_after_of_days_is_not_waited_for(make: Make, mock: Mock, clock: 
         make().export(DAY)
     assert caught.value.retry_after == 86400
     assert clock.sleeps == []
+
+
+@pytest.mark.parametrize(("seconds", "answers"), [(60, 2), (61, 4)])
+def test_a_retry_after_of_over_a_minute_is_that_of_the_hour_and_no_retry(
+    seconds: int, answers: int, make: Make, mock: Mock, clock: Clock
+) -> None:
+    refused = {"status_code": 429, "headers": {"Retry-After": str(seconds)}}
+    mock.get(EXPORT, [refused, refused, refused, zipped(ROWS)])
+    client = make(retries=1)
+    if answers == 4:
+        client.export(DAY).close()
+    else:
+        with pytest.raises(RateLimitError) as caught:
+            client.export(DAY)
+        assert caught.value.hint == "wait, and ask again"
+    assert len(mock.request_history) == answers
+
+
+def test_the_longest_wait_for_the_hour_is_waited_for(make: Make, mock: Mock, clock: Clock) -> None:
+    longest = {"status_code": 429, "headers": {"Retry-After": "3900"}}
+    mock.get(EXPORT, [longest, zipped(ROWS)])
+    make().export(DAY).close()
+    assert clock.sleeps[0] == 3900
 
 
 def test_a_429_makes_other_processes_hold_off_too(make: Make, mock: Mock, clock: Clock, tmp_path: Path) -> None:
