@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -39,7 +39,7 @@ STALE_SPOOL_S: Final = 60.0
 _SPOOL_PREFIX = "mpload-"
 _SPACE = b" \t\r\n"
 _GZIP_ERROR = cast(type[Exception], igzip_lib.IsalError)
-_ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":)')
+_ODD_LINE_STARTS = re.compile(rb'\n(?!\{"event":|\n)')
 _MESSAGE_WORDS = re.compile(
     rb"\b(terminated|timed?[ -]?out|errors?|failed|failure|abort(ed)?|unavailable|exceeded)\b", re.IGNORECASE
 )
@@ -48,7 +48,7 @@ _ERROR_AT_END = re.compile(rb'\{"error"\s*:\s*"[^"]*"\s*\}$')
 
 
 class ExportBody(Closing):
-    """An export that came whole, in a file of its own until it is closed."""
+    """An export that came whole, in a file of its own until it is closed, or kept."""
 
     def __init__(
         self, spool: Spool, encoding: str, compressed_bytes: int, decompressed_bytes: int, lines: int, *, attempts: int
@@ -93,12 +93,50 @@ class ExportBody(Closing):
                 inflater.finish()
             except CutError as cut:
                 problem = str(cut)
+        if not problem and inflater.decompressed_bytes != self.decompressed_bytes:
+            problem = f"it holds {inflater.decompressed_bytes} bytes, and held {self.decompressed_bytes}"
         if problem:
-            raise WarehouseError(f"the spooled export is damaged: {problem}", hint="check the disk MP_DATA_DIR is on")
+            raise DamagedError(f"the spooled export is damaged: {problem}", hint="check the disk MP_DATA_DIR is on")
+
+    def facts(self) -> dict[str, Any]:
+        """What `reopened` needs to know of it, and what it was: JSON."""
+        return {
+            "encoding": self._encoding,
+            "compressed_bytes": self.compressed_bytes,
+            "decompressed_bytes": self.decompressed_bytes,
+            "lines": self.lines,
+            "attempts": self.attempts,
+        }
+
+    @property
+    def is_kept(self) -> bool:
+        return self._spool.is_kept
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return self._spool.path.name
+
+    def sync(self) -> None:
+        """Have all of it on the disk. Raises OSError."""
+        self._spool.sync()
+
+    def keep(self, path: Path) -> None:
+        """Move it to `path`, where it stays when this is closed. Raises OSError."""
+        self._spool.keep(path)
+
+    @classmethod
+    def reopened(cls, path: Path, facts: Mapping[str, Any]) -> ExportBody:
+        """One that was kept. Raises WarehouseError."""
+        return cls(Spool.reopened(path), **facts)
 
     def close(self) -> None:
-        """Removes the file. What is still reading it fails."""
+        """Removes the file, unless it is kept. What is still reading it fails."""
         self._spool.discard()
+
+
+class DamagedError(WarehouseError):
+    """A file does not hold any more what was written to it."""
 
 
 class ProfilePages(Closing):
@@ -290,13 +328,16 @@ class Spool:
             handle, path = tempfile.mkstemp(dir=folder, prefix=_SPOOL_PREFIX + name)  # mkstemp's mode is 0600
         except OSError as error:
             raise spool_error(error) from None
-        self.file = os.fdopen(handle, "wb")
+        self.file: IO[bytes] = os.fdopen(handle, "wb")
         self.path = Path(path)
+        self.is_kept = False
         if fcntl is not None:
             # Held while we live, so that `remove_stale` sees whose owner is gone. Not every file system can.
             with suppress(OSError):
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._finalizer = weakref.finalize(self, _discard, self.file, self.path, os.getpid())
+        self._finalizer: weakref.finalize[..., Any] = weakref.finalize(
+            self, _discard, self.file, self.path, os.getpid()
+        )
 
     def write(self, data: bytes) -> None:
         try:
@@ -309,6 +350,30 @@ class Spool:
             self.file.flush()
         except OSError as error:
             raise spool_error(error) from None
+
+    def sync(self) -> None:
+        os.fsync(self.file.fileno())
+
+    def keep(self, path: Path) -> None:
+        """Move it to `path`, where it stays when this object goes."""
+        self.check_open()
+        self.path.replace(path)
+        self._finalizer.detach()
+        self._keep(self.file, path)
+
+    @classmethod
+    def reopened(cls, path: Path) -> Spool:
+        """A file that was kept."""
+        spool = cls.__new__(cls)
+        try:
+            spool._keep(path.open("rb"), path)
+        except OSError as error:
+            raise spool_error(error) from None
+        return spool
+
+    def _keep(self, file: IO[bytes], path: Path) -> None:
+        self.file, self.path, self.is_kept = file, path, True
+        self._finalizer = weakref.finalize(self, _close, file, path, os.getpid())
 
     def open(self) -> IO[bytes]:
         self.check_open()
@@ -338,6 +403,12 @@ def _discard(file: IO[bytes], path: Path, owner: int) -> None:
     if os.getpid() == owner:  # a forked child has the same object, and must leave the file
         with suppress(OSError):
             path.unlink()
+
+
+def _close(file: IO[bytes], path: Path, owner: int) -> None:
+    """As `_discard`, of a file that stays."""
+    with suppress(OSError):
+        file.close()
 
 
 def remove_stale(folder: Path, older_than_s: float | None = None) -> None:

@@ -86,11 +86,14 @@ class MixpanelClient:
         on_wait: Callable[[float, str], None] | None = None,
         max_line_bytes: int = bodies.MAX_LINE_BYTES,
         stats: RequestStats | None = None,
+        max_body_bytes: int = settings.MAX_BODY_BYTES,
     ) -> None:
         if retries < 0:
             raise ConfigError(f"retries is 0 or more, not {retries}")
         if not (timeout_s > 0 and export_timeout_s > 0):
             raise ConfigError("timeout_s and export_timeout_s are more than 0 seconds")
+        if max_body_bytes < 1:
+            raise ConfigError(f"max_body_bytes is a number from 1, not {max_body_bytes}")
         self.credentials = credentials
         self.stats = stats or RequestStats()
         self._base_url = transport.base_origin(base_url or os.environ.get("MP_BASE_URL") or None)
@@ -108,6 +111,7 @@ class MixpanelClient:
         self._jitter = jitter
         self._on_wait = on_wait
         self._max_line_bytes = max_line_bytes
+        self._max_body_bytes = max_body_bytes
         self._lock = threading.Lock()
         self._handed_out: weakref.WeakSet[bodies.ExportBody | bodies.ProfilePages] = weakref.WeakSet()
         self._secrets = spellings(credentials)
@@ -261,7 +265,8 @@ class MixpanelClient:
 
         for restart in range(self._retries + 1):
             try:
-                pages = ProfileWalk(ask, form, on_page).run(bodies.Spool(self._folder(), "profiles-"))
+                walk = ProfileWalk(ask, form, on_page, self._max_body_bytes)
+                pages = walk.run(bodies.Spool(self._folder(), "profiles-"))
             except WalkBrokenError as broken:
                 failure = broken.error
             else:
@@ -557,20 +562,25 @@ class MixpanelClient:
         inflater = bodies.Inflater(_content_encoding(response))
         try:
             for chunk in self._chunks(response, call):
-                pieces.extend(inflater.feed(chunk))
+                for piece in inflater.feed(chunk):
+                    pieces.append(piece)
+                    if inflater.decompressed_bytes > settings.MAX_ANSWER_BYTES:
+                        raise _too_large(call, f"more than {settings.MAX_ANSWER_BYTES >> 20} MiB")
             inflater.finish()
         except bodies.CutError as cut:
             problem = str(cut)
         else:
-            return b"".join(pieces)
+            body = b"".join(pieces)
+            if sum(map(body.count, (b",", b"[", b"{"))) > settings.MAX_ANSWER_VALUES:
+                raise _too_large(call, f"more than {settings.MAX_ANSWER_VALUES:,} values")
+            return body
         raise _FailedError(ServerError(f"{call}: {problem}", hint="try again later"), retry=True)
 
     def _chunks(self, response: requests.Response, call: _Call) -> Iterator[bytes]:
         """The body as sent, still compressed. Raises `CutError` if its framing shows that some of it is missing."""
         raw = response.raw
         length = raw.length_remaining
-        if getattr(raw, "chunked", False):
-            transport.make_chunk_sizes_strict(raw)
+        transport.make_chunks_strict(raw)
         received = 0
         problem = ""
         try:
@@ -601,9 +611,17 @@ class MixpanelClient:
         lines = bodies.LineWatch(self._max_line_bytes)
         try:
             for chunk in self._chunks(response, call):
-                spool.write(chunk)
                 received += len(chunk)
+                if received > self._max_body_bytes:
+                    raise bodies.CutError(f"it has more than {self._max_body_bytes} bytes", retry=False)
+                spool.write(chunk)
                 for piece in inflater.feed(chunk):
+                    if inflater.decompressed_bytes > max(
+                        settings.INFLATION_FREE_BYTES, settings.MAX_INFLATION * received
+                    ):
+                        raise bodies.CutError(
+                            f"{received} bytes of gzip hold more than {inflater.decompressed_bytes}", retry=False
+                        )
                     lines.feed(piece)
                 if on_bytes is not None:
                     on_bytes(received)
@@ -752,6 +770,10 @@ def _content_encoding(response: requests.Response) -> str:
     if encoding in ("", "identity"):
         return ""
     raise _FailedError(ServerError(f"the answer came in the encoding {encoding[:40]!r}, which was not asked for"))
+
+
+def _too_large(call: _Call, size: str) -> _FailedError:
+    return _FailedError(ServerError(f"{call} answered with {size}, which is too large", hint="ask for less at once"))
 
 
 def _parse_json(body: bytes, parse_float: Callable[[str], float] = float) -> Any:

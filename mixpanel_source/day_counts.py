@@ -22,9 +22,14 @@ COUNT_REQUESTS = 2
 def planned(project: Project, asked: DateRange, filter_: EventFilter, loaded: Sequence[LoadedDay]) -> Plan:
     """What to export for `asked`. Raises ConfigError for dates that cannot be, before anything is asked."""
     plan = project.plan(asked, loaded)
+    tell_counts(plan, project, filter_)
+    return plan
+
+
+def tell_counts(plan: Plan, project: Project, filter_: EventFilter) -> None:
+    """Tell `plan` Mixpanel's counts, where the project has loads ask for them and they are worth it."""
     if project.count_events:
         plan.tell(counts_of(plan, project, filter_))
-    return plan
 
 
 def counts_of(plan: Plan, project: Project, filter_: EventFilter) -> Mapping[date, int]:

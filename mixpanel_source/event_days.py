@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, datetime
@@ -42,6 +43,27 @@ def _day_of(known: Mapping[str | None, LoadedDay], labels: Sequence[str | None])
     parts = [known[label] for label in {max(found, key=lambda label: _rank(known[label])) for found in holding}]
     least = min(parts, key=_rank)
     return replace(least, rows=sum(part.rows for part in parts), bytes=sum(part.bytes for part in parts))
+
+
+def event_of(label: str) -> str | None:
+    """The event that a part of a day holds, by its `filter`; None where it is that of an expression."""
+    filter_ = json.loads(label)
+    return None if "where" in filter_ else filter_["event"]
+
+
+def recorded_otherwise(recorded: Mapping[str | None, int], there: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """Where the rows of a day are not as many as its loads have recorded: (event, or "" for all; recorded; there).
+
+    `recorded` are rows by `filter`, `there` by event. Nothing is known of a day of which an expression has replaced
+    some rows, nor of all rows together where a part was loaded after the whole day.
+    """
+    parts = {label: event_of(label) for label in recorded if label is not None}
+    if None in parts.values():
+        return []
+    counts = [(name, recorded[label], there.get(name, 0)) for label, name in parts.items() if name is not None]
+    if not parts:
+        counts = [("", count, sum(there.values())) for count in recorded.values()]
+    return sorted(one for one in counts if one[1] != one[2])
 
 
 def days_scope(column: str, days: Iterable[date]) -> str:

@@ -9,10 +9,9 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
-from typing import Any, Protocol
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any, Protocol
 
 import duckdb
 import numpy as np
@@ -20,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mixpanel_source import settings
-from mixpanel_source.bodies import ExportBody
+from mixpanel_source.bodies import DamagedError, ExportBody
 from mixpanel_source.client import MixpanelClient, compact
 from mixpanel_source.closing import Closing
 from mixpanel_source.discovery import NOT_TOLD, Discovery, by_request
+from mixpanel_source.downloads import Asked, Downloads, Fetched
 from mixpanel_source.errors import ConfigError, IncompleteExportError, MixpanelDataError, ServerError
 from mixpanel_source.parsing import events as parsing
 from mixpanel_source.parsing.duplicates import Duplicates, Resolution
@@ -31,14 +31,15 @@ from mixpanel_source.parsing.held import HeldTables
 from mixpanel_source.planner import Plan
 from mixpanel_source.progress import Stage
 from mixpanel_source.project import Project, spool_folder
-from mixpanel_source.rate_limit import SHORT_WAIT_S
 from mixpanel_source.windows import LoadedDay, Window
+
+if TYPE_CHECKING:
+    from mixpanel_source.kept_exports import KeptExports
 
 logger = logging.getLogger(__name__)
 
 _QUARTER_HOUR_MS = 15 * 60 * 1000
 _REJECTED_IN_MEMORY_BYTES = 8 * 1024 * 1024
-_LOOK_EVERY_S = 0.5
 _NAMED = 5
 _PARTS_FAILED = 12
 """So many exports of parts of days that fail in a row show that asking for less does not help."""
@@ -74,7 +75,7 @@ class Progress(Protocol):
     """Told how far a load of events is. Called from several threads."""
 
     def received(self, compressed_bytes: int) -> None:
-        """So much of the export under way is here; less than before where it had to be begun again."""
+        """So many bytes of exports came so far, those of attempts that failed among them."""
 
     def loaded(self, window: Window, rows: int, size: int) -> None:
         """A window is in the load package: its rows, and the bytes of their properties."""
@@ -122,14 +123,19 @@ class StrayTimesError(Exception):
 
 
 class Exports(Closing):
-    """The rows of each window of `plan`. The next export is fetched while one is read and written.
+    """The rows of each window of `plan`. The next exports are fetched while one is read and written.
 
     Fetched, not read: two threads reading at once cost more CPU than they save time. `loaded` are the days that the
     destination holds. Closing ends what is under way. An error ends it, and every later call raises the same one.
 
+    Several are fetched at once where that takes no more requests than one by one: what came tells how large the next
+    windows may be, and a window that has to be asked for in parts how long.
+
     A window that never comes whole is asked for in shorter ones, and a day that does not by its events, where the
     filter names some. With `skip_incomplete` what never comes whole is left out, and the others still come. Of a day
     that is not in `loaded` as a whole the events come then whose names Mixpanel tells: parts, which do not make it up.
+
+    With `kept` what came outlives this process until `committed` is called; `here` is what an earlier one has left.
     """
 
     def __init__(
@@ -141,6 +147,8 @@ class Exports(Closing):
         progress: Progress | None = None,
         loaded: Sequence[LoadedDay] = (),
         skip_incomplete: bool = False,
+        kept: KeptExports | None = None,
+        here: Iterable[tuple[Fetched, ExportBody]] = (),
     ) -> None:
         self.project = project
         self.filter = filter_
@@ -159,18 +167,32 @@ class Exports(Closing):
         self._days_there = {day.day for day in loaded if day.complete}
         self._client = client
         self._plan = plan
-        self._first: deque[_Asked] = deque()
+        self._first: deque[Asked] = deque()
         """What is asked for before the plan goes on."""
         self._spent = 0
         """Requests for a window that the plan gives next, in parts."""
-        self._ahead: Future[_Fetched] | None = None
         self._error: MixpanelDataError | None = None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="mixpanel-export")
+        received = progress.received if progress else None
+        self._kept = kept
+        self._handed_on: list[Window] = []
+        """Windows that `committed` is still to be called for."""
+        self._downloads = Downloads(
+            client,
+            project.concurrent_exports,
+            project.max_spool_bytes,
+            on_arrival=self._learn,
+            on_bytes=received,
+            keep=kept.keep if kept else None,
+            kept_bytes=(lambda: kept.bytes) if kept else lambda: 0,
+            check_room=project.disk.check if project.disk else lambda: None,
+        )
+        for fetched, body in here:
+            self._downloads.put(fetched, body)
         self._connection = parsing.new_connection()
 
     @property
     def is_done(self) -> bool:
-        return self._plan.is_done and not (self._first or self._ahead or self._error)
+        return self._plan.is_done and not (self._first or self._downloads or self._error)
 
     def next(self) -> WindowRows | None:
         """The next rows, for the caller to close; None after the last.
@@ -186,15 +208,15 @@ class Exports(Closing):
             self._error = error
             raise
 
+    def committed(self) -> None:
+        """All that `next` gave so far is in the database."""
+        handed_on, self._handed_on = self._handed_on, []
+        for window in handed_on:
+            self._drop(window)
+
     def is_held_up(self, for_s: float) -> bool:
         """Whether the next export will not be here within `for_s`, or not before a long wait for the request limit."""
-        until = time.monotonic() + for_s
-        while self._ahead is not None and not self._ahead.done():
-            left = until - time.monotonic()
-            if left <= 0 or self._client.ledger.waits_s("export") > SHORT_WAIT_S:
-                return True
-            wait([self._ahead], timeout=min(left, _LOOK_EVERY_S))
-        return False
+        return self._downloads.is_held_up(for_s)
 
     def raise_incomplete(self) -> None:
         """Raises IncompleteExportError where a day never came whole."""
@@ -215,28 +237,38 @@ class Exports(Closing):
 
     def _next(self) -> WindowRows | None:
         while True:
-            self._fetch_ahead()
-            if self._ahead is None:
+            self._ask_ahead()
+            if not self._downloads:
                 return None
-            ahead, self._ahead = self._ahead, None
-            fetched = ahead.result()
+            fetched = self._downloads.take()
             if not isinstance(fetched.body, ExportBody):
                 if not self._ask_for_less(fetched, fetched.body):
                     self._leave_out(fetched.asked, fetched.body)
                 continue
             with fetched.body as body:
-                if self._is_planned(fetched.asked):
-                    self._plan.came(fetched.asked.window, body.lines, body.decompressed_bytes)
-                self._fetch_ahead()
+                self._ask_ahead()
                 try:
                     rows = self._read(fetched, body)
                 except IncompleteExportError as error:
+                    self._drop(fetched.asked.window)
                     self._leave_out(fetched.asked, error)
                     continue
-            if rows is not None:
-                return rows
+                except DamagedError:
+                    self._drop(fetched.asked.window)
+                    if not fetched.is_kept:
+                        raise
+                    logger.warning("the export of %s that was kept is damaged: asking again", fetched.asked.window)
+                    self._first.append(replace(fetched.asked, requests=fetched.requests))
+                    continue
+            if rows is None:
+                self._drop(fetched.asked.window)
+                continue
+            if self._is_planned(fetched.asked):
+                self._handed_on.append(fetched.asked.window)
+            self._ask_ahead()  # it may be some time until the next call
+            return rows
 
-    def _read(self, fetched: _Fetched, body: ExportBody) -> WindowRows | None:
+    def _read(self, fetched: Fetched, body: ExportBody) -> WindowRows | None:
         """None where the window is asked for once more, or in parts."""
         asked = fetched.asked
         try:
@@ -263,11 +295,15 @@ class Exports(Closing):
         self._lags.update(rows.lags)
         return rows
 
-    def _is_planned(self, asked: _Asked) -> bool:
+    def _drop(self, window: Window) -> None:
+        if self._kept is not None:
+            self._kept.drop(window)
+
+    def _is_planned(self, asked: Asked) -> bool:
         """Whether it is for all that is asked for of its days."""
         return asked.filter == self.filter
 
-    def _ask_for_less(self, fetched: _Fetched, error: IncompleteExportError | ServerError) -> bool:
+    def _ask_for_less(self, fetched: Fetched, error: IncompleteExportError | ServerError) -> bool:
         """Put what never came whole before all else, in parts. False where there are none."""
         asked = fetched.asked
         if len(asked.window) > 1:
@@ -275,6 +311,7 @@ class Exports(Closing):
             self._plan.cut(asked.window)
             self._spent += fetched.requests
             return True
+        self._plan.failed(asked.window.first)
         parts = self._parts_of(asked)
         if not parts and self._may_ask_by_name(asked) and isinstance(error, IncompleteExportError):
             parts = [EventFilter(tuple(names)) for names in self._names()]
@@ -283,11 +320,11 @@ class Exports(Closing):
         if parts:
             logger.warning("%s does not come whole: asking for its events by their names", asked.window)
             # Behind the other parts: these may come, and then the day is worth more requests.
-            self._first.extend(_Asked(asked.window, part, 0) for part in parts)
+            self._first.extend(Asked(asked.window, part) for part in parts)
             self._first[-len(parts)] = replace(self._first[-len(parts)], requests=fetched.requests)
         return bool(parts)
 
-    def _parts_of(self, asked: _Asked) -> list[EventFilter]:
+    def _parts_of(self, asked: Asked) -> list[EventFilter]:
         """Halves of the events asked for; none where there are not two, or where nothing helps."""
         if not self._is_planned(asked):
             self._parts_failed += 1
@@ -298,7 +335,7 @@ class Exports(Closing):
         half = len(names) // 2
         return [replace(asked.filter, events=some) for some in (names[:half], names[half:]) if half]
 
-    def _may_ask_by_name(self, asked: _Asked) -> bool:
+    def _may_ask_by_name(self, asked: Asked) -> bool:
         # An expression cannot exclude events by name (Mixpanel docs: Segmentation Expressions): the rest stays unknown.
         is_of_use = self._skip_incomplete and asked.window.first not in self._days_there
         return is_of_use and asked.filter == EventFilter() and self._parts_failed < _PARTS_FAILED
@@ -314,7 +351,7 @@ class Exports(Closing):
         half = len(names) // 2
         return [chunk for some in (names[:half], names[half:]) for chunk in by_request(some)]
 
-    def _leave_out(self, asked: _Asked, error: MixpanelDataError) -> None:
+    def _leave_out(self, asked: Asked, error: MixpanelDataError) -> None:
         if not isinstance(error, IncompleteExportError):
             raise error
         for day in asked.window.days:
@@ -322,36 +359,32 @@ class Exports(Closing):
         if not self._skip_incomplete:
             self.raise_incomplete()
 
-    def _fetch_ahead(self) -> None:
-        if self._ahead is None and (asked := self._next_asked()) is not None:
-            self._ahead = self._pool.submit(self._fetch, asked)
+    def _ask_ahead(self) -> None:
+        """Begin as many exports as may be under way."""
+        while self._downloads.may_begin():
+            asked = self._next_asked()
+            if asked is None:
+                return
+            self._downloads.begin(asked)
 
-    def _next_asked(self) -> _Asked | None:
+    def _learn(self, fetched: Fetched, body: ExportBody) -> None:
+        if self._is_planned(fetched.asked):
+            self._plan.came(fetched.asked.window, body.lines, body.decompressed_bytes)
+
+    def _next_asked(self) -> Asked | None:
+        """None after the last, and where it is better to wait for what is under way."""
+        coming = self._downloads.coming
+        if not all(map(self._is_planned, coming)):  # what becomes of a part decides what else is asked for
+            return None
         if self._first:
-            return self._first.popleft()
-        window = self._plan.next()
+            is_part = not self._is_planned(self._first[0])
+            return None if is_part and coming else self._first.popleft()
+        waiting = self._downloads.waiting
+        window = self._plan.next([asked.window for asked in coming], [asked.window for asked in waiting])
         if window is None:
             return None
         spent, self._spent = self._spent, 0
-        return _Asked(window, self.filter, spent)
-
-    def _fetch(self, asked: _Asked) -> _Fetched:
-        received = self.progress.received if self.progress else None
-        exported_at = datetime.now(UTC)
-        body: ExportBody | IncompleteExportError | ServerError
-        if self.project.disk is not None:
-            self.project.disk.check()
-        try:
-            body = self._client.export(
-                asked.window, events=asked.filter.events or None, where=asked.filter.where, on_bytes=received
-            )
-        except IncompleteExportError as error:
-            body = error
-        except ServerError as error:
-            if not error.is_slow:
-                raise
-            body = error
-        return _Fetched(asked, asked.requests + body.attempts, exported_at, body)
+        return Asked(window, self.filter, self._plan.expected(window), spent)
 
     def loaded(self, rows: WindowRows, by_day: Mapping[date, int], size: int) -> None:
         """The rows that each day of a window has now, and the bytes of their properties."""
@@ -369,31 +402,8 @@ class Exports(Closing):
 
     def close(self) -> None:
         self._connection.close()
-        self._client.close()  # so that what is under way ends soon
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._ahead is not None and not self._ahead.cancelled() and self._ahead.exception() is None:
-            body = self._ahead.result().body
-            if isinstance(body, ExportBody):
-                body.close()
-        self._ahead, self._first = None, deque()
-
-
-@dataclass(frozen=True)
-class _Asked:
-    window: Window
-    filter: EventFilter
-    requests: int = 0
-    """Spent on it before."""
-    again: bool = False
-    """Whether the answer was doubted once."""
-
-
-@dataclass(frozen=True)
-class _Fetched:
-    asked: _Asked
-    requests: int
-    exported_at: datetime
-    body: ExportBody | IncompleteExportError | ServerError
+        self._downloads.close()
+        self._first.clear()
 
 
 def read_export(

@@ -7,7 +7,6 @@ which then takes the old one's place in one step: whatever happens, one of the t
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -48,9 +47,11 @@ from mixpanel_source.warehouse import (
     first_line,
     hint_of,
     identifier,
+    kept_folder,
     literal,
     opened,
     pipelines_folder,
+    sync,
 )
 
 WRITE_WAIT_S: Final = 600.0
@@ -182,9 +183,9 @@ class _Forgetting:
             self._keep_in_step(removed)
             self._detach()
             shutil.copymode(self._database, file)
-            _sync(file)
+            sync(file)
             _replace(file, self._database)
-            _sync(self._database.parent)
+            sync(self._database.parent)
             time.sleep(_OPENING_S)
         finally:
             _remove_database(file)
@@ -430,6 +431,7 @@ def _remove_working_files(database: Path, forms: list[str]) -> None:
     remove_stale(folder / "spool", _JUST_MADE_S)
     for path in (
         pipelines_folder(database),
+        kept_folder(database),
         folder / "discovery",  # answers, which values of properties are among
         database.with_name(f"{database.name}.tmp"),  # of a DuckDB that was killed
     ):
@@ -458,17 +460,6 @@ def _replace(file: Path, database: Path) -> None:
 def _remove_database(path: Path) -> None:
     for one in (path, path.with_name(f"{path.name}.wal")):
         one.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have it on the disk. Of a folder, the names of its files."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

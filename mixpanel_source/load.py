@@ -13,12 +13,13 @@ import dlt
 import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
-from mixpanel_source.day_counts import planned
+from mixpanel_source.day_counts import tell_counts
 from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports
+from mixpanel_source.kept_exports import KeptExports
 from mixpanel_source.kept_out import kept_out_of
 from mixpanel_source.listings import LISTINGS, Listing
 from mixpanel_source.load_metrics import LoadMetrics, RunMetrics
@@ -42,7 +43,7 @@ from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import ReportLoads, reports_package
 from mixpanel_source.settings import REPORT_TABLES
-from mixpanel_source.source import loaded_days_of, report_days_of
+from mixpanel_source.source import last_exports_of, loaded_days_of, report_days_of
 from mixpanel_source.sweep import SweepResult, note_sweep, sweep
 from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
 from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
@@ -236,15 +237,20 @@ def _load_events(
 ) -> None:
     """Load the days asked for in packages of some windows each; what is loaded stays if a later one fails."""
     loaded = swept.unsettled(loaded_days_of(pipeline, filter_))
-    plan = planned(project, asked, filter_, loaded)
+    plan = project.plan(asked, loaded)
+    kept = KeptExports(result.database, project, filter_)
+    # What was exported before a sweep found late events is older than they are.
+    since = last_exports_of(pipeline) | {day: swept.swept_at[day] for day in swept.late}
+    here = kept.take_up(plan, since, refresh=asked.refresh)
+    tell_counts(plan, project, filter_)
     told = _Counted(progress)
     days: set[date] = set()
     progress.planned(forecast := plan.forecast())
     if project.disk is not None:
         project.disk.check_forecast(forecast, {day.day for day in loaded})
     with (
-        project.client() as client,
-        Exports(client, project, plan, filter_, told, loaded, skip_incomplete=True) as exports,
+        project.client(kept.folder) as client,
+        Exports(client, project, plan, filter_, told, loaded, skip_incomplete=True, kept=kept, here=here) as exports,
     ):
         try:
             while not exports.is_done:
@@ -254,6 +260,7 @@ def _load_events(
                 )
                 and_then = partial(_keep_up, exports, told) if project.typed_tables else None
                 run_package(pipeline, result.database, progress, "events", events, and_then)
+                exports.committed()
                 table.rows += told.rows
                 days |= told.days
                 table.days = len(days)

@@ -37,6 +37,7 @@ from mixpanel_source.warehouse import (
     fetched_tables,
     first_line,
     hint_of,
+    kept_folder,
     lock_path,
     pipelines_folder,
 )
@@ -147,7 +148,8 @@ def start_over(database: Path) -> None:
     with locked(database):
         for path in (database, database.with_name(database.name + ".wal")):
             path.unlink(missing_ok=True)
-        shutil.rmtree(pipelines_folder(database), ignore_errors=True)
+        for folder in (pipelines_folder(database), kept_folder(database)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_snapshots(connection: duckdb.DuckDBPyConnection, resources: Sequence[str]) -> None:

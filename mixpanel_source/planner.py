@@ -9,7 +9,7 @@ import copy
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -60,6 +60,8 @@ class Forecast:
     """More than `requests` where nothing tells of sizes: then windows are as long as they can be, or a day each."""
     event_bytes: float | None = None
     """Bytes of one event's line, on average."""
+    days_here: int = 0
+    """Besides those of `windows`: their exports are here already."""
 
     @property
     def days(self) -> int:
@@ -115,6 +117,9 @@ class Plan:
         self._is_trying = False
         """Whether windows became longer after the last one that was cut."""
         self._days_read = self._odd_days = 0
+        self._days_here = 0
+        self._proven = 0
+        """Days of the longest window that was read since one did not come whole, or had to be split."""
         self.tell(sizes or {})
 
     @property
@@ -132,15 +137,45 @@ class Plan:
             return []
         return [day for run in self._runs for day in run.days if not self._is_known_near(day)]
 
-    def next(self) -> Window | None:
-        """The next window, None after the last."""
+    def next(self, coming: Sequence[Window] = (), unread: Sequence[Window] = ()) -> Window | None:
+        """The next window, None after the last.
+
+        While `coming`, windows given before, have not come yet, or `unread` have and are to be read, also
+        None where it is better to wait: what they tell might make the next one longer, or show that it is too long.
+        """
         if not self._runs:
             return None
-        run = self._runs.popleft()
+        run = self._runs[0]
         window = Window(run.first, run.first + (self._length(run) - 1) * ONE_DAY)
+        if (coming or unread) and not self._may_run_ahead(window, coming, unread):
+            return None
+        self._runs.popleft()
         if window.last < run.last:
             self._runs.appendleft(Window(window.last + ONE_DAY, run.last))
         return window
+
+    def expected(self, window: Window) -> float:
+        """The events of `window`, 0 where nothing tells."""
+        sizes = [(day, self._size(day)) for day in window.days]
+        return sum(self._average(self._near(day)) if size is None else size for day, size in sizes)
+
+    def take(self, window: Window, events: int, size: int) -> bool:
+        """An export of `window` is here from before, as for `came`: it need not be asked for.
+
+        False where not all of its days are still to be asked for.
+        """
+        around = next((run for run in self._runs if run.first <= window.first and window.last <= run.last), None)
+        if around is None:
+            return False
+        place = self._runs.index(around)
+        del self._runs[place]
+        if window.last < around.last:
+            self._runs.insert(place, Window(window.last + ONE_DAY, around.last))
+        if around.first < window.first:
+            self._runs.insert(place, Window(around.first, window.first - ONE_DAY))
+        self._days_here += len(window)
+        self.came(window, events, size)
+        return True
 
     def came(self, window: Window, events: int, size: int) -> None:
         """The export of `window` came whole, with so many lines, and bytes of them."""
@@ -162,6 +197,7 @@ class Plan:
         """The export of `window` was read; a single day may be odd: no window of several days may hold it."""
         self._days_read += len(window)
         self._odd_days += is_odd
+        self._proven = max(self._proven, len(window))
 
     def cut(self, window: Window) -> None:
         """No export of `window`, of several days, came whole: its days are asked for in shorter windows."""
@@ -172,24 +208,54 @@ class Plan:
         if self._is_trying:
             self._patience *= 2
         self._whole, self._is_trying = 0, False
+        self._proven = 0
+
+    def failed(self, day: date) -> None:
+        """No export of `day` alone came whole."""
+        self._proven = 0
 
     def split(self, window: Window) -> None:
         """`window`, of several days, holds an odd day: it is asked for again in halves."""
         last = window.first + (len(window) // 2 - 1) * ONE_DAY
         self._runs.extendleft([Window(last + ONE_DAY, window.last), Window(window.first, last)])
+        self._proven = 0
 
     def forecast(self) -> Forecast:
         """What is asked for from here on."""
-        ahead = copy.deepcopy(self)
+        ahead = self._copy()
         is_known = bool(self._known)
         windows: list[PlannedWindow] = []
         while (window := ahead.next()) is not None:
-            events = round(ahead._expected(window)) if is_known else None
+            events = round(ahead.expected(window)) if is_known else None
             windows.append(PlannedWindow(window, events))
             ahead._suppose(window, events or 0)
         is_open = not is_known and self._limits.events is not None
         at_most = sum(map(len, self._runs)) if is_open else len(windows)
-        return Forecast(tuple(windows), at_most, self._event_bytes)
+        return Forecast(tuple(windows), at_most, self._event_bytes, self._days_here)
+
+    def _copy(self) -> Plan:
+        """One that can be played without changing this one."""
+        twin = copy.copy(self)
+        twin._runs, twin._known = self._runs.copy(), self._known.copy()
+        twin._told, twin._seen = self._told.copy(), self._seen.copy()
+        return twin
+
+    def _may_run_ahead(self, window: Window, coming: Sequence[Window], unread: Sequence[Window]) -> bool:
+        """Whether `window` is the next one also where `coming` are as large as expected and come whole, and these and
+        `unread` hold nothing odd; as long a window did so before."""
+        if len(window) > self._proven:
+            return False
+        if self._most_events() is not None:
+            unknown = sum(self._size(day) is None for one in (*coming, window) for day in one.days)
+            if unknown > TRUST * len(self._near(window.first)):
+                return False
+        then = self._copy()
+        for one in coming:
+            events = round(self.expected(one))
+            then.came(one, events, round(events * (self._event_bytes or 0)))
+        for one in (*coming, *unread):
+            then.read(one, is_odd=False)
+        return then._length(then._runs[0]) == len(window)
 
     def _length(self, run: Window) -> int:
         """Of the next window, which begins with `run`."""
@@ -229,10 +295,6 @@ class Plan:
         if day not in self._told:
             return None
         return max(self._told[day], self._few) * self._excess if self._excess > 1 else self._told[day]
-
-    def _expected(self, window: Window) -> float:
-        sizes = [(day, self._size(day)) for day in window.days]
-        return sum(self._average(self._near(day)) if size is None else size for day, size in sizes)
 
     def _suppose(self, window: Window, events: int) -> None:
         """That `window` comes as expected."""

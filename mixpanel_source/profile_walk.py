@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mixpanel_source import settings
 from mixpanel_source.bodies import ProfilePages, Spool
 from mixpanel_source.errors import IncompleteExportError, MixpanelDataError, QueryError, ServerError
 from mixpanel_source.raw_json import as_text, elements, first_values, members
@@ -29,10 +30,12 @@ class ProfileWalk:
         ask: Callable[[Mapping[str, str]], tuple[bytes, dict[str, Any]]],
         form: Mapping[str, str],
         on_page: Callable[[int, int | None], None] | None,
+        max_bytes: int = settings.MAX_BODY_BYTES,
     ) -> None:
         self._ask = ask
         self._form = form
         self._on_page = on_page
+        self._max_bytes = max_bytes
 
     def run(self, spool: Spool) -> ProfilePages:
         """The pages, in `spool`. Raises `WalkBrokenError` where a new session may help."""
@@ -54,8 +57,10 @@ class ProfileWalk:
         previous: list[int] = []
         while True:
             body, answer = self._page(len(ends), session_id)
-            spool.write(body)
             ends.append((ends[-1] if ends else 0) + len(body))
+            if ends[-1] > self._max_bytes:
+                raise _incomplete(f"they have more than {self._max_bytes} bytes", hint="raise max_body_bytes")
+            spool.write(body)
             results: list[Any] = answer["results"]
             if len(ends) == 1:
                 total = _count(answer.get("total"))
@@ -130,4 +135,8 @@ def _distinct(ids: array[int]) -> int:
 
 
 def _broken(problem: str) -> WalkBrokenError:
-    return WalkBrokenError(IncompleteExportError(f"the profiles did not come whole: {problem}", hint="try again later"))
+    return WalkBrokenError(_incomplete(problem))
+
+
+def _incomplete(problem: str, hint: str = "try again later") -> IncompleteExportError:
+    return IncompleteExportError(f"the profiles did not come whole: {problem}", hint=hint)

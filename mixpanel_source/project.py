@@ -48,6 +48,12 @@ class Project:
     max_window_events: int = settings.MAX_WINDOW_EVENTS
     count_events: bool = True
     """Whether a load may ask for the events by day where nothing else tells of them, to plan its export requests."""
+    concurrent_exports: int = settings.CONCURRENT_EXPORTS
+    """Export requests under way at once."""
+    max_spool_bytes: int = settings.MAX_SPOOL_BYTES
+    """While exports on the disk, compressed, are as large, or expected to be, no other one is begun."""
+    spool_keep_hours: float = settings.SPOOL_KEEP_HOURS
+    """How long an export that came is taken up by a later load into the same database, if the load was stopped."""
     retries: int = settings.RETRIES
     timeout_s: float = settings.TIMEOUT_S
     export_timeout_s: float = settings.EXPORT_TIMEOUT_S
@@ -55,6 +61,8 @@ class Project:
     """Share of the limit by the hour that is used; the rest is left to other tools."""
     ledger_url: str | Secret | None = field(default=None, repr=False)
     """The Postgres database that several machines keep the request ledger in."""
+    max_body_bytes: int = settings.MAX_BODY_BYTES
+    """Of one export as it is sent, or of one walk over profiles."""
     data_group_ids: Sequence[str] = ()
     """Of the group types whose profiles are loaded, each a signed 64-bit number as text."""
     typed_tables: bool = True
@@ -97,6 +105,13 @@ class Project:
             raise ConfigError(f"min_free_mb is a number from 0, not {self.min_free_mb}")
         if self.max_window_events < 1:
             raise ConfigError(f"max_window_events is a number from 1, not {self.max_window_events}")
+        most = settings.MAX_CONCURRENT["export"]
+        if not 1 <= self.concurrent_exports <= most:
+            raise ConfigError(f"concurrent_exports is a number from 1 to {most}, not {self.concurrent_exports}")
+        if self.max_spool_bytes < 0:
+            raise ConfigError(f"max_spool_bytes is 0 or more, not {self.max_spool_bytes}")
+        if not 0 <= self.spool_keep_hours <= 24 * _MOST_DAYS:
+            raise ConfigError(f"spool_keep_hours is a number of hours from 0, not {self.spool_keep_hours:g}")
         if not 0 < self.request_share <= 1:
             raise ConfigError(f"request_share is a share over 0 and up to 1, not {self.request_share:g}")
         if not 0 <= self.max_rejected <= 1:
@@ -117,9 +132,13 @@ class Project:
         """The zone that reports count days in, in old and new projects alike (Mixpanel docs: Managing Projects)."""
         return ZoneInfo(self.project_timezone)
 
-    def client(self) -> MixpanelClient:
-        """A client that shares the request ledger and spool folder. Opens nothing yet."""
-        return self._client(spool_folder())
+    def client(self, spool: Path | None = None) -> MixpanelClient:
+        """A client that shares the request ledger and spool folder, unless it gets one. Opens nothing yet."""
+        return self._client(spool or spool_folder())
+
+    def origin(self, family: settings.ApiFamily) -> str:
+        """Scheme, host and port of what is asked."""
+        return self._client(None).origin(family)
 
     def ledger(self) -> RequestLedger:
         """The request ledger for the project. Makes no file and no folder."""
@@ -132,6 +151,7 @@ class Project:
             retries=self.retries,
             timeout_s=self.timeout_s,
             export_timeout_s=self.export_timeout_s,
+            max_body_bytes=self.max_body_bytes,
             spool_folder=spool_folder,
             ledger_url=self.ledger_url,
             request_share=self.request_share,

@@ -73,6 +73,19 @@ TIMEOUT_S: Final = 30.0
 EXPORT_TIMEOUT_S: Final = 300.0
 """Seconds between two bytes of an export: its first byte can take minutes."""
 
+ANSWER_TIMEOUTS: Final = 12
+"""A whole answer may take so many times the time-out between two of its bytes: else one that drips never ends."""
+MAX_BODY_BYTES: Final = 32_000_000_000
+"""Of one export as it is sent, or of the pages of one walk over profiles: so much disk is used at most."""
+MAX_ANSWER_BYTES: Final = 128 << 20
+"""Of any other answer, and of one page of profiles, decompressed: they are held in memory."""
+MAX_ANSWER_VALUES: Final = 10_000_000
+"""In such an answer, as far as commas and brackets tell: one in memory takes up to a hundred bytes."""
+MAX_INFLATION: Final = 500
+"""Times that an export may grow when it is decompressed, once it has more than INFLATION_FREE_BYTES. Events shrink to
+a tenth or so; a body made to fill memory or disk grows a thousandfold."""
+INFLATION_FREE_BYTES: Final = 256 << 20
+
 JQL_TIMEOUT_S: Final = 150.0
 """The same for a script, which may run for two minutes. Mixpanel docs: JQL."""
 
@@ -89,6 +102,12 @@ MAX_WINDOW_BYTES: Final = 400_000_000
 """What one export request asks for at most, as expected. Mixpanel publishes no limit: its own helper advises one to two
 million events (mixpanel-utils), and no client is known to ask for more than 30 days. The bytes, decompressed, are those
 of a load package: a stop loses no more than one."""
+CONCURRENT_EXPORTS: Final = 4
+"""Exports that a load has under way at once: most of the time of one passes before its first byte."""
+MAX_SPOOL_BYTES: Final = 4_000_000_000
+"""Of exports on the disk, compressed; no other one is begun meanwhile."""
+SPOOL_KEEP_HOURS: Final = 24.0
+"""How long an export that a stopped load has on the disk is loaded by the next one instead of being asked for again."""
 COUNTED_EVENTS: Final = 100
 """Of so many of the most common events the counts by day are asked for, where nothing else tells the sizes of days."""
 MIN_FREE_MB: Final = 500

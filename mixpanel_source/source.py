@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Sequence
+from datetime import date, datetime
 from typing import Any
 
 import dlt
@@ -95,11 +96,14 @@ def mixpanel_source(
     max_window_days: int | None = None,
     max_window_events: int | None = None,
     count_events: bool | None = None,
+    concurrent_exports: int | None = None,
+    max_spool_bytes: int | None = None,
     retries: int | None = None,
     timeout_s: float | None = None,
     export_timeout_s: float | None = None,
     request_share: float | None = None,
     ledger_url: TSecretStrValue | None = None,
+    max_body_bytes: int | None = None,
     wait: bool = True,
     base_url: str | None = None,
     profiles_where: str | None = None,
@@ -173,11 +177,14 @@ def mixpanel_source(
             max_window_days=max_window_days,
             max_window_events=max_window_events,
             count_events=count_events,
+            concurrent_exports=concurrent_exports,
+            max_spool_bytes=max_spool_bytes,
             retries=retries,
             timeout_s=timeout_s,
             export_timeout_s=export_timeout_s,
             request_share=request_share,
             ledger_url=ledger_url,
+            max_body_bytes=max_body_bytes,
             wait=wait,
             on_wait=_tell_of_wait,
             base_url=base_url,
@@ -236,6 +243,14 @@ def loaded_days_of(pipeline: dlt.Pipeline, filter_: EventFilter) -> list[LoadedD
     if filter_.where is not None:
         return []
     return loaded_days(_rows_of(pipeline, LOADED_DAYS_SQL), filter_.labels)
+
+
+def last_exports_of(pipeline: dlt.Pipeline) -> dict[date, datetime]:
+    """When each day, or a part of it, was exported last, of what the destination of `pipeline` holds."""
+    last: dict[date, datetime] = {}
+    for day, _, exported_at, *_ in _rows_of(pipeline, LOADED_DAYS_SQL):
+        last[day] = max(last.get(day, exported_at), exported_at)
+    return last
 
 
 def report_days_of(pipeline: dlt.Pipeline, table: str) -> list[ReportDay]:

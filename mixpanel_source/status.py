@@ -6,8 +6,8 @@ import platform
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ import duckdb
 
 from mixpanel_source import __version__, settings
 from mixpanel_source.errors import WarehouseError
-from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days, recorded_otherwise
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
@@ -26,14 +26,17 @@ from mixpanel_source.warehouse import (
     TRACES,
     DatabaseBusyError,
     fetched_tables,
+    kept_bytes,
     opened,
     pipelines_folder,
     table_names,
     tables,
 )
-from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, windows_over
+from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, settles_at, windows_over
 
 _LOCK_WAIT_S = 0.5
+MAX_DAYS_BEHIND = 1
+"""Yesterday may still be on its way."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class LoadStatus:
     """Loaded before they were over."""
     unsettled_days: Sequence[Window] = ()
     """Complete, and exported again by the next load."""
+    suspect_days: Sequence[Window] = ()
+    """With more or fewer rows than their loads recorded: something else has changed them."""
     parts: Mapping[str, Sequence[Window]] = field(default_factory=dict)
     """By `filter` of `event_days`, the days of which only that is loaded."""
     days_behind: int | None = None
@@ -87,17 +92,27 @@ class Status:
     requests: list[Budget]
     requests_problem: str | None = None
     """Why nobody can tell of `requests` now."""
+    kept_bytes: int = 0
+    """Of exports on the disk that are not in the database yet."""
+    wrong: Sequence[str] = ()
+    """What somebody should look at, in words."""
 
 
-def status(database: Path, project: Project | None, now: datetime | None = None) -> Status:
-    """Answers while a load holds the database, too. Without a project, days are UTC and no budget is known."""
+def status(
+    database: Path, project: Project | None, now: datetime | None = None, *, max_days_behind: int = MAX_DAYS_BEHIND
+) -> Status:
+    """Answers while a load holds the database, too. Without a project, days are UTC and no budget is known.
+
+    More than `max_days_behind` days without events at the end are wrong.
+    """
+    now = now or datetime.now(UTC)
     loaded: LoadStatus | None = LoadStatus()
     problem = None
     running, last_run = read_records(database)
     try:
         if database.exists():
             with opened(database, wait_s=_LOCK_WAIT_S) as connection:
-                loaded = load_status(connection, project, now or datetime.now(UTC))
+                loaded = load_status(connection, project, now)
         else:
             problem = f"nothing is loaded yet: there is no {database}"
     except DatabaseBusyError as busy:
@@ -108,7 +123,33 @@ def status(database: Path, project: Project | None, now: datetime | None = None)
         budgets = _budgets(project.ledger() if project else None)
     except WarehouseError as error:
         requests_problem = error.message
-    return Status(database, running, last_run, loaded, problem, budgets, requests_problem)
+    found = Status(database, running, last_run, loaded, problem, budgets, requests_problem, kept_bytes(database))
+    return replace(found, wrong=tuple(_wrong(found, project, now, max_days_behind)))
+
+
+def _wrong(found: Status, project: Project | None, now: datetime, max_days_behind: int) -> Iterator[str]:
+    if found.last_run is not None and found.running is None and found.last_run.outcome != "done":
+        yield f"the last load {'failed' if found.last_run.outcome == 'failed' else 'was stopped'}"
+    if found.loaded is None:  # it is busy
+        return
+    if found.problem:
+        yield found.problem
+    loaded = found.loaded
+    between = [window for window in loaded.missing_days if loaded.last_day and window.last < loaded.last_day]
+    over = [window for window in loaded.incomplete_days if now >= settles_at(window.first, 0, _calendar(project))]
+    for windows, problem in (
+        (between, "missing between others"),
+        (over, "loaded before they were over, and not since"),
+        (loaded.suspect_days, "not as their loads left them: see mpload verify --repair"),
+    ):
+        if windows:
+            yield f"days {problem}: {', '.join(map(str, windows))}"
+    if loaded.days_behind is not None and loaded.days_behind > max_days_behind:
+        yield f"the last {loaded.days_behind} days are not loaded"
+
+
+def _calendar(project: Project | None) -> ZoneInfo:
+    return project.calendar if project else ZoneInfo("UTC")
 
 
 def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:
@@ -116,7 +157,10 @@ def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, 
     names = {table.name for table in tables(connection)} - fetched_tables(connection).keys()
     known: dict[str, Any] = {}
     if "event_days" in names:
-        known |= _days(_ask(connection, LOADED_DAYS_SQL), project, now)
+        rows = _ask(connection, LOADED_DAYS_SQL)
+        known |= _days(rows, project, now)
+        if "events" in names:
+            known["suspect_days"] = _suspect(connection, rows)
     if "events" in names:
         [(known["rows"], known["newest_event"])] = _ask(connection, "SELECT count(*), max(event_time) FROM events")
     if "rejected_lines" in names:
@@ -132,7 +176,7 @@ def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, 
 
 
 def _days(rows: Sequence[tuple[Any, ...]], project: Project | None, now: datetime) -> dict[str, Any]:
-    calendar = project.calendar if project else ZoneInfo("UTC")
+    calendar = _calendar(project)
     lookback_days = project.lookback_days if project else settings.LOOKBACK_DAYS
     whole = loaded_days([row for row in rows if row[1] is None], [None])
     complete = [day.day for day in whole if day.complete]
@@ -153,6 +197,17 @@ def _days(rows: Sequence[tuple[Any, ...]], project: Project | None, now: datetim
             "days_behind": max(0, (yesterday - last).days),
         }
     return known
+
+
+def _suspect(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[Any, ...]]) -> list[Window]:
+    recorded: dict[date, dict[str | None, int]] = defaultdict(dict)
+    for day, label, _, _, count, _ in rows:
+        recorded[day][label] = count
+    there: dict[date, dict[str, int]] = defaultdict(dict)
+    counts = _ask(connection, "SELECT event_date, event_name, count(*) FROM events GROUP BY ALL")
+    for day, name, count in counts:
+        there[day][name] = count
+    return _windows(day for day, of_day in recorded.items() if recorded_otherwise(of_day, there[day]))
 
 
 def _missing(whole: Sequence[LoadedDay], first: date, last: date) -> set[date]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import email.utils
 import http.client
 import http.cookiejar
+import io
 import ipaddress
 import re
 import socket
 import sys
 import threading
+import time
 import weakref
 from contextlib import ExitStack, suppress
 from typing import Any, Final, cast
@@ -24,10 +26,16 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import allowed_gai_family
 
+from mixpanel_source import settings
+from mixpanel_source.bodies import CutError, Inflater
 from mixpanel_source.credentials import Credentials
 from mixpanel_source.errors import ConfigError
 
 ERROR_BODY_BYTES: Final = 64 << 10
+LINE_BYTES: Final = 80 << 10
+"""Most that the size of a chunk, or a trailer, may take: more than http.client takes of a header."""
+TRAILERS: Final = 100
+"""As many as http.client takes headers."""
 NETWORK_ERRORS: Final = (
     requests.exceptions.RequestException,
     urllib3.exceptions.HTTPError,
@@ -43,7 +51,7 @@ _ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-_:\[\]]+/?")
 
 
 def new_session(base_url: str | None, sockets: LiveSockets) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.mount("https://", _Adapter(sockets))
     session.mount("http://", _Adapter(sockets))
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
@@ -51,6 +59,11 @@ def new_session(base_url: str | None, sockets: LiveSockets) -> requests.Session:
         # Loopback: a proxy from the environment would be sent the credentials in clear.
         session.trust_env = False
     return session
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """None, whatever it says: requests reads all of a redirect into memory, even one it was told not to follow."""
 
 
 class LiveSockets:
@@ -119,6 +132,8 @@ def _watched(pool_class: Any, sockets: LiveSockets) -> Any:
     base = pool_class.ConnectionCls
 
     class Connection(base):  # type: ignore[misc, valid-type]
+        response_class = _TimedResponse
+
         def connect(self) -> None:
             with ExitStack() as self._connecting:
                 super().connect()
@@ -143,6 +158,35 @@ def _watched(pool_class: Any, sockets: LiveSockets) -> Any:
         ConnectionCls = Connection
 
     return Pool
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """An answer that ends with an OSError where it is not all there after ANSWER_TIMEOUTS, from its first byte on."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        timeout_s = sock.gettimeout()
+        if timeout_s:
+            self.fp = io.BufferedReader(_Timed(self.fp.detach(), settings.ANSWER_TIMEOUTS * timeout_s))
+
+
+class _Timed(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, seconds: float) -> None:
+        self._raw = raw
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if time.monotonic() > self._until:
+            raise OSError(f"the answer is not all there after {self._seconds:g} s")
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _connected(connection: Any, sockets: LiveSockets, connecting: ExitStack) -> socket.socket:
@@ -224,14 +268,25 @@ def _is_loopback(host: str) -> bool:
 
 def some_of_body(response: requests.Response) -> bytes:
     """The beginning of an error's body, b"" if it cannot be read."""
+    make_chunks_strict(response.raw)
+    encoding = response.headers.get("Content-Encoding", "").strip().lower().removeprefix("x-")
+    if encoding not in ("gzip", "identity", ""):
+        return b""
+    inflater = Inflater(encoding, ERROR_BODY_BYTES)
     try:
-        return response.raw.read(ERROR_BODY_BYTES, decode_content=True) or b""
-    except NETWORK_ERRORS:
+        return next(inflater.feed(response.raw.read(ERROR_BODY_BYTES, decode_content=False)), b"")
+    except (*NETWORK_ERRORS, CutError):
         return b""
 
 
-def make_chunk_sizes_strict(raw: Any) -> None:
-    """A chunk's size cut after its first "0" is otherwise taken for the 0 that ends the body."""
+def make_chunks_strict(raw: Any) -> None:
+    """Where `raw` comes in chunks: refuses what http.client and urllib3 take for some.
+
+    The size of a chunk cut after its first "0" is otherwise taken for the 0 that ends the body, a negative one reads
+    for ever into memory, and trailers never end.
+    """
+    if not getattr(raw, "chunked", False):
+        return
     answer = getattr(raw, "_fp", None)
     if answer is not None and getattr(answer, "fp", None) is not None:
         answer.fp = _WholeLines(answer.fp)
@@ -242,12 +297,24 @@ class _WholeLines:
 
     def __init__(self, file: Any) -> None:
         self._file = file
+        self._lines = 0
 
     def readline(self, limit: int = -1) -> bytes:
-        line: bytes = self._file.readline(limit)
+        most = limit if 0 <= limit < LINE_BYTES else LINE_BYTES
+        line: bytes = self._file.readline(most)
         if line and not line.endswith(b"\n") and len(line) != limit:
-            raise http.client.IncompleteRead(line)
+            raise http.client.IncompleteRead(line[:100])
+        self._lines += 1
+        if self._lines > TRAILERS:
+            raise http.client.HTTPException(f"more than {TRAILERS} lines follow its chunks")
         return line
+
+    def read(self, size: int) -> bytes:
+        if size < 0:
+            raise http.client.HTTPException("a chunk has a negative size")
+        self._lines = 0
+        data: bytes = self._file.read(size)
+        return data
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

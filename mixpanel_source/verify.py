@@ -5,7 +5,6 @@ Mixpanel counts in the project's time zone (Managing Projects), after it has rem
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from mixpanel_source import settings
 from mixpanel_source.client import compact
 from mixpanel_source.discovery import Discovery
 from mixpanel_source.errors import ConfigError, ServerError, TableNotFoundError
-from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.event_days import LOADED_DAYS_SQL, event_of, loaded_days, recorded_otherwise
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.parsing.report_tables import moment_of
 from mixpanel_source.progress import LoadProgress
@@ -273,8 +272,7 @@ class _Loaded:
         parts: dict[date, dict[str, str | None]] = defaultdict(dict)
         for day, label, *_ in self._rows:
             if label is not None:
-                filter_ = json.loads(label)
-                parts[day][label] = None if "where" in filter_ else filter_["event"]
+                parts[day][label] = event_of(label)
         return parts
 
     @cached_property
@@ -340,17 +338,10 @@ class _Loaded:
         return self._recorded_otherwise(day)
 
     def _recorded_otherwise(self, day: date) -> tuple[Verdict, str] | None:
-        parts = self.parts.get(day, {})
-        recorded = self._recorded[day]
-        if None in parts.values():
-            return None  # an expression has replaced some rows, and nobody knows which
-        checked = {name: (recorded[label], self._there[day][name]) for label, name in parts.items() if name is not None}
-        if not parts and not self.events and None in recorded:  # a part was loaded after the whole day
-            checked[""] = recorded[None], self._there[day].total()
         wrong = [
             f"{rows:,} rows{f' of {name}' if name else ''}, and {there:,} are there"
-            for name, (rows, there) in sorted(checked.items())
-            if rows != there and (not self.events or name in self.events)
+            for name, rows, there in recorded_otherwise(self._recorded[day], self._there[day])
+            if not self.events or name in self.events
         ]
         return ("different", f"the load of the export day {day} recorded {'; '.join(wrong)}") if wrong else None
 

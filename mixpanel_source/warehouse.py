@@ -96,6 +96,32 @@ def pipelines_folder(database: Path) -> Path:
     return settings.data_folder() / "pipelines" / f"{name}-{key}"
 
 
+def kept_folder(database: Path) -> Path:
+    """Where loads into `database` keep exports until what they hold is in it."""
+    return settings.data_folder() / "spool" / pipelines_folder(database).name
+
+
+def kept_bytes(database: Path) -> int:
+    """What loads into `database` keep in that folder, or have under way."""
+    total = 0
+    with suppress(OSError):
+        for path in kept_folder(database).iterdir():
+            with suppress(OSError):
+                total += path.stat().st_size
+    return total
+
+
+def sync(path: Path) -> None:
+    """Have it on the disk. Of a folder, the names of its files."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def lock_path(database: Path) -> Path:
     """The file that a load holds locked."""
     return database.with_name(database.name + ".lock")

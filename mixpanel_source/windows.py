@@ -53,7 +53,7 @@ def days_between(first: date, last: date) -> Iterator[date]:
         yield first + timedelta(days=offset)
 
 
-def windows_over(days: Iterable[date], max_days: int = 1) -> list[Window]:
+def windows_over(days: Iterable[date], max_days: int) -> list[Window]:
     """The fewest windows of at most `max_days` that hold exactly `days`, in order."""
     if max_days < 1:
         raise ValueError(f"a window holds at least one day, not {max_days}")

@@ -97,16 +97,8 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, present: Callable[[], datetime]) 
         def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
             return present().astimezone(tz)
 
-    for module in (
-        "project",
-        "exports",
-        "day_counts",
-        "resources.report_tables",
-        "verify",
-        "sweep",
-        "load_plan",
-        "orchestration",
-    ):
+    names = ("project", "downloads", "kept_exports", "day_counts", "resources.report_tables", "verify", "sweep")
+    for module in (*names, "load_plan", "orchestration"):
         monkeypatch.setattr(import_module(f"mixpanel_source.{module}"), "datetime", Frozen)
 
 

@@ -63,6 +63,7 @@ def test_settings_of_loads_are_read_back_as_they_were_added_and_reach_the_projec
         "export_timeout_s": 60.5,
         "request_share": 0.5,
         "ledger_url": Secret("postgresql://u:planted@h/d"),
+        "max_body_bytes": 10**9,
     }
     added = account(load_settings=found)
     accounts.add_account("a", added, path)

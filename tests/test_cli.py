@@ -155,8 +155,8 @@ def in_a_terminal(
 
 STATUS_KEYS = {
     "database", "problem", "running", "last_run", "days", "first_day", "last_day", "missing_days", "incomplete_days",
-    "unsettled_days", "parts", "days_behind", "rows", "newest_event", "rejected_lines", "profiles",
-    "profiles_loaded_at", "last_load", "requests", "requests_problem",
+    "unsettled_days", "suspect_days", "parts", "wrong", "days_behind", "rows", "newest_event", "rejected_lines", "profiles",
+    "profiles_loaded_at", "last_load", "kept_bytes", "requests", "requests_problem",
 }  # fmt: skip
 
 
@@ -266,8 +266,10 @@ def test_no_wait_ends_with_5_where_the_hour_is_used_up_and_status_tells_of_it(tm
 def test_status_tells_what_is_loaded_and_what_is_missing(server: SandboxServer, loaded: Path, run: Run) -> None:
     env = account(server, MP_DATA_DIR=str(loaded.parent))
     done = run("status", "--db", str(loaded), env=env)
-    assert (done.returncode, done.stderr) == (0, "")
     status = json.loads(done.stdout)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert status["wrong"] == [f"the last {status['days_behind']} days are not loaded"]
+    assert run("status", "--db", str(loaded), "--max-days-behind", "99999", env=env).returncode == 0
     assert (status["days"], status["first_day"], status["last_day"]) == (3, "2013-03-01", "2013-03-03")
     assert (status["rows"], status["rejected_lines"], status["profiles"]) == (911, 0, 190)
     assert (status["running"], status["last_run"]["outcome"], status["last_run"]["error"]) == (None, "done", None)
@@ -327,7 +329,7 @@ def test_status_answers_before_the_first_load_and_while_the_database_is_held(
     server: SandboxServer, small: Path, run: Run
 ) -> None:
     nothing = run("status", env=account(server))
-    assert (nothing.returncode, json.loads(nothing.stdout)["days"]) == (0, 0)
+    assert (nothing.returncode, json.loads(nothing.stdout)["days"]) == (1, 0)
     assert "nothing is loaded yet" in nothing.stderr
     with duckdb.connect(str(small)):
         held = run("status", "--db", str(small), env=account(server))

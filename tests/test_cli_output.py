@@ -90,7 +90,7 @@ CASES = {
     "plan": Case(SPAN, None, same=False, in_words=True),
     "verify": Case((*SPAN, "--all"), 3),
     "demo": Case((), None, in_words=True),
-    "status": Case((), None, in_words=True),
+    "status": Case(("--max-days-behind", "99999"), None, same=False, in_words=True),
     "sql": Case((TYPES_SQL,), 1),
     "tables": Case((), 16, same=False),
     "schema": Case(("events",), 12),

@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mixpanel_source import bodies, transport
+from mixpanel_source import settings as product
 from mixpanel_source.bodies import ExportBody, LineWatch
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Credentials
@@ -246,7 +247,9 @@ def test_credentials_are_not_sent_to_just_any_url(url: str, make: Make, monkeypa
     assert "pw" not in str(caught.value).replace("passwd", "")
 
 
-@pytest.mark.parametrize("options", [{"retries": -1}, {"timeout_s": 0}, {"export_timeout_s": -1}])
+@pytest.mark.parametrize(
+    "options", [{"retries": -1}, {"timeout_s": 0}, {"export_timeout_s": -1}, {"max_body_bytes": 0}]
+)
 def test_settings_out_of_range_are_refused(options: dict[str, Any], make: Make) -> None:
     with pytest.raises(ConfigError):
         make(**options)
@@ -840,6 +843,45 @@ def test_blocks_are_whole_lines_and_all_of_them(
     assert all(len(block) <= size + longest + min(size, 1 << 20) for block in blocks)
 
 
+# --- bodies that are too large
+
+
+@pytest.mark.parametrize(("setting", "size"), [("MAX_ANSWER_BYTES", "MiB"), ("MAX_ANSWER_VALUES", "3 values")])
+def test_an_answer_too_large_to_be_held_is_refused_at_once(
+    setting: str, size: str, make: Make, mock: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, setting, 3)
+    mock.get(FUNNELS, **zipped(b'{"a":[1,2,3]}'))
+    mock.post(ENGAGE, **zipped(b'{"results":[1,2,3]}'))
+    client = make()
+    with pytest.raises(ServerError, match=f"answered with more than .*{size}, which is too large"):
+        client.request_json("query", "GET", "/api/query/funnels")
+    with pytest.raises(ServerError, match="which is too large"):
+        client.profiles()
+    assert len(mock.request_history) == 2
+
+
+def test_an_export_with_more_bytes_than_allowed_is_refused_at_once(make: Make, mock: Mock, data_folder: Path) -> None:
+    mock.get(EXPORT, **whole(ROWS))
+    assert text_of(make(max_body_bytes=len(ROWS)).export(DAY)) == ROWS
+    with pytest.raises(IncompleteExportError, match=f"more than {len(ROWS) - 1} bytes"):
+        make(max_body_bytes=len(ROWS) - 1).export(DAY)
+    assert len(mock.request_history) == 2
+    assert list((data_folder / "spool").iterdir()) == []
+
+
+def test_an_export_that_grows_a_thousandfold_is_refused_at_once(
+    make: Make, mock: Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "INFLATION_FREE_BYTES", 10_000)
+    mock.get(EXPORT, **zipped(ROWS * 50))
+    assert text_of(make().export(DAY)) == ROWS * 50
+    mock.get(EXPORT, **zipped(b"\n" * 100_000))
+    with pytest.raises(IncompleteExportError, match="bytes of gzip hold more than") as caught:
+        make().export(DAY)
+    assert caught.value.attempts == 1
+
+
 # --- a server that can cut anywhere
 
 
@@ -971,6 +1013,59 @@ def test_a_silent_server_is_not_waited_for_longer_than_the_timeout(make: Make) -
         with pytest.raises(ServerError, match="no answer in time") as caught:
             make(base_url=url, retries=1, export_timeout_s=0.05).export(DAY)
     assert (caught.value.is_slow, caught.value.attempts) == (True, 2)
+
+
+OPEN = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 500 Oh\r\nContent-Length: 9999\r\n\r\n", OPEN])
+def test_a_server_that_drips_is_given_up(begun: bytes, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "ANSWER_TIMEOUTS", 0.2)
+    hung_up = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        connection.recv(65536)
+        try:
+            connection.sendall(begun)
+            while not hung_up.wait(0.01):
+                connection.sendall(b"1\r\n \r\n" if begun is OPEN else b"a")
+        except OSError:
+            hung_up.set()
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=drip)
+        thread.start()
+        client = make(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", retries=0, timeout_s=1.0)
+        with pytest.raises(ServerError, match=r"not all there after 0\.2 s|answered 500"):
+            client.me()
+        client.close()
+        thread.join(5)
+    assert hung_up.is_set()
+
+
+@pytest.mark.parametrize(
+    ("rest", "problem"),
+    [
+        (b"-1\r\n" + ROWS, "a chunk has a negative size"),
+        (b"0\r\n" + b"X: a\r\n" * 200, "more than 100 lines follow its chunks"),
+        (b"0" * 100_000, "Connection broken|maximum allowed length|IncompleteRead"),
+    ],
+)
+def test_chunks_that_never_end_are_refused(rest: bytes, problem: str, make: Make, serve: Serve) -> None:
+    server = serve(OPEN + rest)
+    with pytest.raises(IncompleteExportError, match=problem):
+        make(base_url=server.url, retries=0).export(DAY)
+    refused = serve(OPEN.replace(b"200 OK", b"400 No") + rest)
+    with pytest.raises(QueryError, match="answered 400"):
+        make(base_url=refused.url, retries=0).export(DAY)
+
+
+def test_nothing_of_a_redirect_but_its_head_is_waited_for(make: Make, serve: Serve) -> None:
+    server = serve(b"HTTP/1.1 302 Found\r\nLocation: http://localhost:1/\r\nContent-Length: 99\r\n\r\n")
+    with pytest.raises(ServerError, match="a redirect, not followed"):
+        make(base_url=server.url, retries=0).me()
 
 
 @pytest.mark.parametrize("last", [b"\n", b""])

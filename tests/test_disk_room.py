@@ -68,7 +68,7 @@ def test_a_disk_that_fills_up_ends_the_load_with_what_it_had_committed(
             (small_disk / "filler").write_bytes(bytes(16_000_000))
 
     monkeypatch.setenv("MP_DATA_DIR", str(small_disk / "data"))
-    narrow = replace(project, min_free_mb=5, window_days=1)
+    narrow = replace(project, min_free_mb=5, window_days=1, concurrent_exports=1)
     result = load(narrow, database, ("events", "profiles"), asked=DateRange(*DAYS), progress=Filling())
     assert ["too little room" in str(table.error) for table in result.tables] == [True, True]
     assert {request.endpoint for request in sandbox.requests} & {"engage"} == set()

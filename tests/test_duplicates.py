@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,13 @@ def settle(blocks: Sequence[Sequence[str]], in_memory_bytes: int = 1 << 30) -> t
             lost += goes.to_pylist()
             first_row += len(table)
     return kept, lost
+
+
+def table_of(*ids: str) -> pa.Table:
+    """Rows with these event_ids that Mixpanel processed at the same time."""
+    moments = pa.array([T] * len(ids), pa.timestamp("us", "UTC"))
+    texts = {"event_id": pa.array(ids, pa.string()), "insert_id": pa.array(["i"] * len(ids), pa.string())}
+    return pa.table({**texts, "processed_at": moments})
 
 
 def line(
@@ -263,3 +271,21 @@ def test_held_tables_come_back_in_order_and_leave_no_file(tmp_path: Path) -> Non
 def test_a_last_block_without_rows_changes_nothing() -> None:
     kept, lost = settle([[line(n=1, processed=1), line(n=2, processed=2)], []])
     assert len(kept) == len(lost) == 1
+
+
+A, B, C = "a" * 16, "b" * 16, "c" * 16
+
+
+def test_an_export_without_a_row_has_no_duplicates() -> None:
+    nothing = Duplicates()
+    assert nothing.resolve().dropped.tolist() == []
+    nothing.see(table_of())
+    assert nothing.resolve().dropped.tolist() == []
+
+
+def test_ids_that_are_half_alike_are_two_and_of_copies_processed_together_the_first_stays() -> None:
+    duplicates = Duplicates()
+    duplicates.see(table_of(A + B, A + C, B + A, C + C))
+    # A part of a table has its ids in the middle of a buffer.
+    duplicates.see(table_of(A + A, C + C, B + A, B + B, A + A).slice(1, 2))
+    assert duplicates.resolve().dropped.tolist() == [4, 5]

@@ -575,7 +575,7 @@ def test_a_day_that_fails_keeps_the_days_before_it_and_the_profiles(
         sandbox.set_day(day, day_lines(day, 2, first=10 * number))
     sandbox.set_profiles([{"$distinct_id": "u1", "$properties": {"a": 1}}])
     sandbox.faults.next("export", Fault.none(), Fault.none(), Fault.http(503))
-    single = replace(project, retries=0, window_days=1)
+    single = replace(project, retries=0, window_days=1, concurrent_exports=1)
     result = run_load("2024-03-01", "2024-03-04", resources=("events", "profiles"), project=single, raises=False)
     assert isinstance(result.error, ServerError)
     assert [(table.table, table.rows, table.error) for table in result.tables] == [

@@ -108,18 +108,18 @@ def test_what_is_there_is_written_before_a_long_wait_for_the_request_limit(
 ) -> None:
     # An hour of 3 seconds and 2 requests, in which anything over half a second is a long wait.
     monkeypatch.setitem(settings.LIMITS, "export", ((2, 3.0),))
-    monkeypatch.setattr("mixpanel_source.exports.SHORT_WAIT_S", 0.5)
+    monkeypatch.setattr("mixpanel_source.downloads.SHORT_WAIT_S", 0.5)
     result = load(project, database, ["events"], asked=ASKED)
     assert result.error is None
     assert packages(sql) == [2, 2, 2]
 
 
 def test_what_is_there_is_written_before_an_export_that_takes_long(
-    run_load: RunLoad, sandbox: Sandbox, sql: Sql, monkeypatch: pytest.MonkeyPatch
+    run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LOAD, "PackageLimits", lambda: PackageLimits(seconds=1.0))
     sandbox.faults.next("export", Fault.none(), Fault.none(), Fault.stall(3.0))
-    run_load(FIRST, LAST)
+    run_load(FIRST, LAST, project=replace(project, concurrent_exports=1))
     assert packages(sql)[0] == 2
     assert sum(packages(sql)) == 6
 
@@ -128,7 +128,7 @@ def test_an_error_ends_the_load_after_the_packages_before_it(
     run_load: RunLoad, sandbox: Sandbox, sql: Sql, project: Project, small_packages: None
 ) -> None:
     sandbox.faults.next("export", Fault.none(), Fault.none(), Fault.http(500))
-    result = run_load(FIRST, LAST, project=replace(project, retries=0), raises=False)
+    result = run_load(FIRST, LAST, project=replace(project, retries=0, concurrent_exports=1), raises=False)
     assert isinstance(result.error, ServerError)
     assert packages(sql) == [1, 1]
 

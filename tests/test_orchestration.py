@@ -78,6 +78,7 @@ def test_a_day_that_is_not_over_is_refused(clock: Clock) -> None:
         days_of(PROJECT, today, today + timedelta(days=1))
 
 
+@pytest.mark.long
 def test_a_retry_asks_for_what_its_run_has_not_loaded_yet(
     project: Project, sandbox: Sandbox, database: Path, clock: Clock
 ) -> None:
@@ -108,6 +109,7 @@ def test_settled_days_are_asked_for_again_only_with_refresh(
     assert sql("SELECT count(*) FROM events") == [(3,)]
 
 
+@pytest.mark.long
 def test_windows_as_planned_are_asked_for_at_once(project: Project, sandbox: Sandbox, database: Path) -> None:
     project = Project(project.credentials, base_url=project.base_url, max_window_events=10)
     days = days_between("2024-02-01", "2024-02-11")

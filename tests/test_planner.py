@@ -51,10 +51,24 @@ def play(
     most: float = float("inf"),
     odd: Iterable[date] = (),
     event_bytes: int = EVENT_BYTES,
+    at_once: int = 1,
 ) -> Asked:
-    """Every window comes whole unless it has more than `most` events, and is split where it holds one of `odd` days."""
+    """Every window comes whole unless it has more than `most` events, and is split where it holds one of `odd` days.
+
+    Up to `at_once` are under way, one comes when no other may be asked for, and others are asked for before it is read.
+    """
     asked, odd_days = Asked(), set(odd)
-    while (window := plan.next()) is not None:
+    coming: list[Window] = []
+
+    def ask_ahead() -> None:
+        while len(coming) < at_once and (window := plan.next(coming)) is not None:
+            coming.append(window)
+
+    while True:
+        ask_ahead()
+        if not coming:
+            break
+        window = coming.pop(0)
         events = sum(map(size, window.days))
         is_odd = not odd_days.isdisjoint(window.days)
         if events > most:
@@ -62,9 +76,12 @@ def play(
                 asked.cut.append(window)
                 plan.cut(window)
             else:
+                plan.failed(window.first)
                 asked.left_out.append(window)
             continue
         plan.came(window, events, events * event_bytes)
+        if at_once > 1:
+            ask_ahead()
         if is_odd and len(window) > 1:
             asked.split.append(window)
             plan.split(window)
@@ -282,6 +299,78 @@ def test_a_short_trouble_does_not_make_all_windows_short() -> None:
     plan.came(window, 10, 100)
     windows = play(plan, lambda _: 10).whole
     assert lengths(windows) == [*[1] * 3, *[2] * 4, *[4] * 4, *[8] * 4, *[16] * 4, *[30] * 8, 1]
+
+
+# --- several under way at once
+
+
+@pytest.mark.parametrize("are_known", [True, False])
+@pytest.mark.parametrize("events", [0, 2_000, 150_000, 2_000_000])
+def test_several_exports_at_once_take_no_more_requests(events: int, are_known: bool) -> None:
+    def lengths_at_once(at_once: int) -> list[int]:
+        plan = Plan(YEAR, sizes=dict.fromkeys(YEAR, events) if are_known else {})
+        return lengths(play(plan, lambda _: events, at_once=at_once).whole)
+
+    assert lengths_at_once(4) == lengths_at_once(1)
+
+
+@given(
+    days=DAYS,
+    sizes=SIZES,
+    limits=LIMITS,
+    truth=st.integers(0, 500),
+    odd=st.sets(st.integers(0, 120).map(day), max_size=3),
+    most=st.none() | st.integers(1, 2_000),
+)
+def test_several_at_once_miss_no_day_and_waste_no_more_than_those_under_way(
+    days: list[date],
+    sizes: dict[date, int],
+    limits: WindowLimits,
+    truth: int,
+    odd: set[date],
+    most: int | None,
+) -> None:
+    def played(at_once: int) -> Asked:
+        plan = Plan(days, limits, sizes)
+        how_large = lambda one: sizes.get(one, truth)  # noqa: E731
+        return play(plan, how_large, odd=odd, most=most or float("inf"), at_once=at_once)
+
+    one_by_one, at_once = played(1), played(4)
+    assert sorted(at_once.days) == sorted(set(days))
+    assert at_once.requests <= one_by_one.requests + 3 * (1 + len(one_by_one.cut) + len(one_by_one.split))
+
+
+def test_nothing_runs_ahead_of_what_may_tell_how_long_windows_can_be() -> None:
+    plan = Plan(YEAR, sizes=dict.fromkeys(YEAR, 10))
+    first = plan.next()
+    assert first == Window(YEAR[0], YEAR[29])
+    assert plan.next([first]) is None  # nothing as long was read yet
+    plan.came(first, 300, 3_000)
+    assert plan.next(unread=[first]) is None
+    second = plan.next()
+    assert second is not None
+    assert plan.next([second]) is None
+    plan.read(first, is_odd=False)
+    third = plan.next([second])
+    assert third == Window(YEAR[60], YEAR[89])
+    plan.cut(second)
+    assert plan.next([third]) is None
+    assert plan.next() == Window(YEAR[30], YEAR[44])
+
+
+# --- exports that are here from before
+
+
+def test_what_is_here_is_not_asked_for_and_tells_of_its_neighbours() -> None:
+    plan = Plan(YEAR)
+    for window in (Window(YEAR[30], YEAR[59]), Window(YEAR[0], YEAR[6]), Window(YEAR[360], YEAR[364])):
+        assert plan.take(window, 10 * len(window), 1_000)
+        assert not plan.take(window, 1, 1)
+    assert not plan.take(Window(YEAR[29], YEAR[31]), 1, 1)
+    assert plan.days_unknown() == YEAR[90:330]
+    forecast = plan.forecast()
+    assert (forecast.days, forecast.days_here) == (365 - 42, 42)
+    assert play(plan, lambda _: 10).days == [*YEAR[7:30], *YEAR[60:360]]
 
 
 # --- what it foretells

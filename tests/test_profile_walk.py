@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mixpanel_source.bodies import Spool
-from mixpanel_source.errors import QueryError, ServerError
+from mixpanel_source.errors import IncompleteExportError, QueryError, ServerError
 from mixpanel_source.profile_walk import ProfileWalk, WalkBrokenError, read_page
 
 Told = list[tuple[int, int | None]]
@@ -20,7 +20,7 @@ def rows(*ids: Any) -> list[Any]:
     return [{"$distinct_id": id_, "$properties": {}} for id_ in ids]
 
 
-def walk(folder: Path, *pages: Any, told: Told | None = None) -> Any:
+def walk(folder: Path, *pages: Any, told: Told | None = None, max_bytes: int = 10**6) -> Any:
     """A walk over what is answered page by page: a body's object, or an error."""
     left = list(pages)
     forms: list[dict[str, str]] = []
@@ -37,7 +37,7 @@ def walk(folder: Path, *pages: Any, told: Told | None = None) -> Any:
         if told is not None:
             told.append((profiles, total))
 
-    with ProfileWalk(ask, {"where": "x"}, on_page).run(Spool(folder, "p-")) as found:
+    with ProfileWalk(ask, {"where": "x"}, on_page, max_bytes).run(Spool(folder, "p-")) as found:
         assert not left
         assert [form.get("page") for form in forms] == [None, *map(str, range(1, len(pages)))]
         return found.profiles, found.distinct, found.total
@@ -52,6 +52,10 @@ def test_results_without_an_id_count_on_every_page_and_no_two_are_the_same(tmp_p
     counted = walk(tmp_path, page(None, "a", total=4), page({"an": "object"}, "b"), page(), told=told)
     assert counted == (4, 4, 4)
     assert told == [(2, 4), (4, 4), (4, 4)]
+
+
+def test_a_project_without_profiles_is_a_whole_walk(tmp_path: Path) -> None:
+    assert walk(tmp_path, page(total=0)) == (0, 0, 0)
 
 
 def test_a_walk_that_gave_fewer_than_it_said_is_broken(tmp_path: Path) -> None:
@@ -101,3 +105,10 @@ def test_a_page_that_only_duckdb_takes_for_json_is_read_all_the_same() -> None:
     assert found["results"] == [{"$distinct_id": "a"}, {"$distinct_id": "7"}, {"$distinct_id": None}]
     with pytest.raises(ValueError, match="expected"):
         read_page(b'{"results":[')
+
+
+def test_a_walk_that_never_ends_is_given_up(tmp_path: Path) -> None:
+    pages = [page(f"a{n}", f"b{n}") for n in range(100)]
+    with pytest.raises(IncompleteExportError, match="more than 5000 bytes"):
+        walk(tmp_path, *pages, max_bytes=5000)
+    assert list(tmp_path.iterdir()) == []

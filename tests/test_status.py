@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import duckdb
 import pytest
 from conftest import Clock, RunLoad
 from export_lines import day_lines, days
@@ -39,6 +40,35 @@ def loaded(database: Path, project: Project | None, clock: Clock) -> LoadStatus:
 
 def files(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
+
+
+# --- what is wrong
+
+
+def test_a_day_that_something_else_changed_is_suspect_and_what_is_wrong_is_told(
+    run_load: RunLoad, sandbox: Sandbox, project: Project, database: Path, clock: Clock
+) -> None:
+    def wrong(max_days_behind: int = 3) -> list[str]:
+        return list(status(database, project, clock.now, max_days_behind=max_days_behind).wrong)
+
+    assert wrong() == [f"nothing is loaded yet: there is no {database}"]
+    for day in days("2024-03-05", 6):
+        sandbox.set_day(day, day_lines(day, 2))
+    run_load("2024-03-05", "2024-03-08")
+    assert wrong() == []
+    assert wrong(max_days_behind=1) == ["the last 2 days are not loaded"]
+    run_load("2024-03-07", "2024-03-07", refresh=True, events=("E",))  # it has its own row beside that of the day
+    assert loaded(database, project, clock).suspect_days == []
+    with duckdb.connect(str(database)) as connection:
+        connection.execute("DELETE FROM mixpanel.events WHERE event_date = '2024-03-06' AND insert_id = 'i1'")
+    assert loaded(database, project, clock).suspect_days == [march(6)]
+    run_load("2024-03-10", "2024-03-11")
+    clock.now += timedelta(days=1)
+    assert wrong() == [
+        "days missing between others: 2024-03-09",
+        "days loaded before they were over, and not since: 2024-03-11",
+        "days not as their loads left them: see mpload verify --repair: 2024-03-06",
+    ]
 
 
 # --- days

@@ -205,7 +205,9 @@ def test_a_day_that_never_came_whole_is_not_there_at_all(
         sandbox.set_day(day, day_lines(day, 20))
     # It breaks twice as a whole, and twice for its one event.
     sandbox.faults.next("export", Fault.none(), *[Fault.cut(700)] * 4)
-    result = run_load(days[0], days[-1], project=replace(project, retries=1, window_days=1), raises=False)
+    result = run_load(
+        days[0], days[-1], project=replace(project, retries=1, window_days=1, concurrent_exports=1), raises=False
+    )
     assert isinstance(result.error, IncompleteExportError)
     assert {day for day, _ in loaded(sql)} == {"2024-03-04", "2024-03-06"}
     assert sql("select day::varchar, rows, complete from event_days order by day") == [

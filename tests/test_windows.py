@@ -213,6 +213,20 @@ def test_a_range_without_an_end_goes_up_to_yesterday() -> None:
     assert caught.value.hint == "add --to 2024-03-11 to load the part of it there is"
 
 
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        (DateRange(march(1), march(12)), "ask for days up to today"),
+        (DateRange(date(1999, 12, 31)), "begin with a later one"),
+        (DateRange(march(3), march(2)), "swap the dates"),
+    ],
+)
+def test_a_range_that_cannot_be_is_told_with_the_way_out(asked: DateRange, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        todo(asked)
+    assert caught.value.hint == hint
+
+
 def test_a_range_may_end_today_and_not_later() -> None:
     assert todo(DateRange(march(11), march(11))) == [march(11)]
     for asked in (DateRange(march(1), march(12)), DateRange(to_date=march(12)), DateRange(march(12), march(12))):
@@ -243,8 +257,9 @@ def test_days_before_2000_are_refused() -> None:
 
 
 def test_an_end_before_the_first_day_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"nothing to load up to 2024-03-01.* begins at 2024-03-02"):
+    with pytest.raises(ConfigError, match=r"nothing to load up to 2024-03-01.* begins at 2024-03-02") as caught:
         todo(DateRange(to_date=march(1)), settled(2, 3))
+    assert caught.value.hint == "say the first day, too: --from 2024-03-01"
     assert todo(DateRange(to_date=march(2)), settled(2, 3)) == []
 
 

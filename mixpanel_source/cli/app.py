@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from io import TextIOWrapper
 from itertools import pairwise
@@ -146,8 +147,16 @@ def sandbox(
 
 
 @command
-def status(options: GlobalOptions) -> None:
+def status(
+    options: GlobalOptions,
+    max_days_behind: Annotated[
+        int, typer.Option(metavar="DAYS", min=0, help="So many days without events at the end are not wrong.")
+    ] = 1,
+) -> None:
     """What is loaded, what is missing, and how many requests are left. Answers while a load is running, too.
+
+    Exits with 1 where something is wrong: a load that failed, days missing between others or at the end, loaded before
+    they were over, or changed since. For a monitor.
 
     \b
     mpload status
@@ -162,10 +171,12 @@ def status(options: GlobalOptions) -> None:
     except AuthenticationError as error:
         options.say(f"{error.message}: the requests that are left are not known")
         project = None
-    found = status_of(options.find_database(), project)
+    found = status_of(options.find_database(), project, max_days_behind=max_days_behind)
     if found.problem:
         options.say(found.problem)
     write_status(found, options.output)
+    if found.wrong:
+        raise typer.Exit(exit_codes.GENERAL)
 
 
 @command
@@ -304,7 +315,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if f"_{PROGRAM.upper()}_COMPLETE" in os.environ:
         # Typer folds what it says of an option to the terminal's width, and fish takes each line for a value.
         os.environ["COLUMNS"] = "1000"
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    if code == exit_codes.INTERRUPTED and arguments is None:
+        # Python would wait for what another thread is writing, and whatever is stopped there is undone.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _open_closed_streams() -> None:

@@ -9,6 +9,11 @@ import typer
 
 from mixpanel_source.cli.completion import DAY, snapshots
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
+from mixpanel_source.cli.load_options import (
+    EventNames,
+    FromDay,
+    NoWait,
+)
 from mixpanel_source.cli.messages import confirm_removal
 from mixpanel_source.cli.output import write_record, write_rows
 from mixpanel_source.errors import ConfigError
@@ -35,27 +40,21 @@ def _fetch(options: GlobalOptions) -> None:
 group.callback()(takes_global_options(_fetch))
 
 _Name = Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of the table; without it as what is fetched.")]
-_NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait for the hourly limit: exit with 5 instead.")]
 
 
 @command
 def events(
     options: GlobalOptions,
     name: _Name = None,
-    from_date: Annotated[
-        str | None,
-        typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY),
-    ] = None,
+    from_date: FromDay = None,
     to_date: Annotated[
         str | None, typer.Option("--to", metavar="DAY", help="Last day, included.", autocompletion=DAY)
     ] = None,
-    event: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
-    ] = None,
+    event: EventNames = None,
     where: Annotated[
         str | None, typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expressions.")
     ] = None,
-    no_wait: _NoWait = False,
+    no_wait: NoWait = False,
 ) -> None:
     """The events of some days, with the columns of the table events.
 
@@ -96,7 +95,7 @@ def profiles(
     where: Annotated[
         str | None, typer.Option(metavar="EXPRESSION", help="Only profiles that match, in Mixpanel's expressions.")
     ] = None,
-    no_wait: _NoWait = False,
+    no_wait: NoWait = False,
 ) -> None:
     """The profiles as they are now, with the columns of the table profiles.
 

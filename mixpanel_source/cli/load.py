@@ -8,8 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixpanel_source.cli.completion import DAY, one_of
+from mixpanel_source.cli.completion import one_of
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
+from mixpanel_source.cli.load_options import (
+    EventNames,
+    FromDay,
+    LegacyLocalTime,
+    LookbackDays,
+    MaxWindowDays,
+    MaxWindowEvents,
+    NoWait,
+    ProjectTimezone,
+    Refresh,
+    RequestShare,
+    StartDay,
+    SweepDays,
+    ToDay,
+    Where,
+    WindowDays,
+)
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
 from mixpanel_source.cli.words import metrics_in_words
@@ -44,51 +61,21 @@ def load(
             autocompletion=one_of("events", "profiles", *_OTHER_RESOURCES),
         ),
     ] = None,
-    from_date: Annotated[
-        str | None,
-        typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.", autocompletion=DAY),
-    ] = None,
-    to_date: Annotated[
-        str | None,
-        typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.", autocompletion=DAY),
-    ] = None,
-    event: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
-    ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Ask for days anew that are complete, too.")] = False,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Do not wait for the hourly limit: exit with 5 instead.")
-    ] = False,
-    start_date: Annotated[
-        str | None, typer.Option(metavar="DAY", help="First day of a load without dates; without it 30 days back.")
-    ] = None,
-    lookback_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
-    ] = None,
-    sweep_days: Annotated[
-        int | None,
-        typer.Option(
-            metavar="DAYS",
-            help="Without dates: look for late events in settled days so far back, too, and load their days again."
-            " Not verified on a live project.  [default: 0, not at all]",
-        ),
-    ] = None,
+    from_date: FromDay = None,
+    to_date: ToDay = None,
+    event: EventNames = None,
+    where: Where = None,
+    refresh: Refresh = False,
+    no_wait: NoWait = False,
+    start_date: StartDay = None,
+    lookback_days: LookbackDays = None,
+    sweep_days: SweepDays = None,
     max_rejected: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Share of unreadable lines that fails.  [default: 0.01]")
     ] = None,
-    window_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days of every request; without it as many as fit.")
-    ] = None,
-    max_window_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days in one request at most.  [default: 30]")
-    ] = None,
-    max_window_events: Annotated[
-        int | None, typer.Option(metavar="EVENTS", help="Events in one request, as expected.  [default: 1000000]")
-    ] = None,
+    window_days: WindowDays = None,
+    max_window_days: MaxWindowDays = None,
+    max_window_events: MaxWindowEvents = None,
     count_events: Annotated[
         bool | None,
         typer.Option(
@@ -96,24 +83,13 @@ def load(
             help="Whether to ask Mixpanel for the events by day where nothing tells of them.  [default: count-events]",
         ),
     ] = None,
-    request_share: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Share of the 60 requests an hour to use at most.  [default: 1]"),
-    ] = None,
+    request_share: RequestShare = None,
     min_free_mb: Annotated[
         int | None,
         typer.Option(metavar="MB", help="Room to leave on the disks it writes to; 0: do not look.  [default: 500]"),
     ] = None,
-    project_timezone: Annotated[
-        str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
-    ] = None,
-    legacy_local_time: Annotated[
-        bool | None,
-        typer.Option(
-            "--legacy-local-time/--no-legacy-local-time",
-            help="Whether the project was made before 2023: its days and times are those of its time zone.",
-        ),
-    ] = None,
+    project_timezone: ProjectTimezone = None,
+    legacy_local_time: LegacyLocalTime = None,
     profiles_where: Annotated[
         str | None, typer.Option(metavar="EXPRESSION", help="With profiles: only those that match; the others stay.")
     ] = None,

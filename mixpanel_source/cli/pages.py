@@ -31,13 +31,18 @@ def write_status(status: Status, format_: Format) -> None:
         "last_run": status.last_run and _run_record(status.last_run),
     }
     record |= dict.fromkeys(field.name for field in fields(LoadStatus)) if loaded is None else _loaded(loaded)
-    record |= {"requests": status.requests, "requests_problem": status.requests_problem}
+    record |= {
+        "wrong": list(status.wrong),
+        "kept_bytes": status.kept_bytes,
+        "requests": status.requests,
+        "requests_problem": status.requests_problem,
+    }
     write_record(_in_words(status) if format_ is Format.TABLE else record, format_)
 
 
 def _loaded(loaded: LoadStatus) -> dict[str, Any]:
     record = {field.name: getattr(loaded, field.name) for field in fields(LoadStatus)}
-    for name in ("missing_days", "incomplete_days", "unsettled_days"):
+    for name in ("missing_days", "incomplete_days", "unsettled_days", "suspect_days"):
         record[name] = ranges(record[name])
     record["parts"] = [
         {"filter": json.loads(label), "days": ranges(windows)} for label, windows in loaded.parts.items()
@@ -64,6 +69,10 @@ def _in_words(status: Status) -> dict[str, str | None]:
         words["problem"] = status.problem
     else:
         words |= _loaded_in_words(status.loaded)
+    if status.wrong:
+        words["wrong"] = "\n".join(status.wrong)
+    if status.kept_bytes:
+        words["exports kept"] = f"{status.kept_bytes:,} bytes, for the next load"
     for budget in status.requests:
         free = "the next is free now" if budget.next_free_s == 0 else f"the next is free in {budget.next_free_s:.0f} s"
         words[f"requests ({budget.api})"] = f"{budget.spent} of {budget.allowed} this hour, {free}"
@@ -103,6 +112,8 @@ def _loaded_in_words(loaded: LoadStatus) -> dict[str, str | None]:
     if loaded.incomplete_days:
         words["incomplete"] = f"{days_in_words(loaded.incomplete_days)}; not over when they were loaded"
     words["unsettled"] = days_in_words(loaded.unsettled_days)
+    if loaded.suspect_days:
+        words["suspect"] = f"{days_in_words(loaded.suspect_days)}; not as their loads left them"
     if loaded.parts:
         words["only parts"] = "\n".join(f"{label}: {days_in_words(windows)}" for label, windows in loaded.parts.items())
     words["events"] = f"{loaded.rows:,}" + (f", the newest of {_moment(loaded.newest_event)}" if loaded.rows else "")

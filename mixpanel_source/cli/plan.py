@@ -7,6 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
+from mixpanel_source.cli.load_options import (
+    EventNames,
+    FromDay,
+    LegacyLocalTime,
+    LookbackDays,
+    MaxWindowDays,
+    MaxWindowEvents,
+    ProjectTimezone,
+    Refresh,
+    RequestShare,
+    StartDay,
+    SweepDays,
+    ToDay,
+    Where,
+    WindowDays,
+)
 from mixpanel_source.cli.output import Format, write_record
 from mixpanel_source.cli.words import counted, requests_in_words, time_in_words
 
@@ -18,20 +34,11 @@ _SHOWN_WINDOWS = 5
 
 def plan(
     options: GlobalOptions,
-    from_date: Annotated[
-        str | None, typer.Option("--from", metavar="DAY", help="First day: YYYY-MM-DD, yesterday or today.")
-    ] = None,
-    to_date: Annotated[
-        str | None, typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.")
-    ] = None,
-    event: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(metavar="EXPRESSION", help="Only events that match, in Mixpanel's expression language."),
-    ] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Export days anew that are complete, too.")] = False,
+    from_date: FromDay = None,
+    to_date: ToDay = None,
+    event: EventNames = None,
+    where: Where = None,
+    refresh: Refresh = False,
     count: Annotated[
         bool,
         typer.Option(
@@ -40,43 +47,15 @@ def plan(
             " requests of the Query API at most, none of the export's.",
         ),
     ] = False,
-    start_date: Annotated[
-        str | None, typer.Option(metavar="DAY", help="First day of a load without dates; without it 30 days back.")
-    ] = None,
-    lookback_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days after its end until a day is settled.  [default: 5]")
-    ] = None,
-    sweep_days: Annotated[
-        int | None,
-        typer.Option(
-            metavar="DAYS",
-            help="Without dates: look for late events in settled days so far back, too, and load their days again."
-            " Not verified on a live project.  [default: 0, not at all]",
-        ),
-    ] = None,
-    window_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days of every request; without it as many as fit.")
-    ] = None,
-    max_window_days: Annotated[
-        int | None, typer.Option(metavar="DAYS", help="Days in one request at most.  [default: 30]")
-    ] = None,
-    max_window_events: Annotated[
-        int | None, typer.Option(metavar="EVENTS", help="Events in one request, as expected.  [default: 1000000]")
-    ] = None,
-    request_share: Annotated[
-        float | None,
-        typer.Option(metavar="SHARE", help="Share of the 60 requests an hour to use at most.  [default: 1]"),
-    ] = None,
-    project_timezone: Annotated[
-        str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
-    ] = None,
-    legacy_local_time: Annotated[
-        bool | None,
-        typer.Option(
-            "--legacy-local-time/--no-legacy-local-time",
-            help="Whether the project was made before 2023: its days and times are those of its time zone.",
-        ),
-    ] = None,
+    start_date: StartDay = None,
+    lookback_days: LookbackDays = None,
+    sweep_days: SweepDays = None,
+    window_days: WindowDays = None,
+    max_window_days: MaxWindowDays = None,
+    max_window_events: MaxWindowEvents = None,
+    request_share: RequestShare = None,
+    project_timezone: ProjectTimezone = None,
+    legacy_local_time: LegacyLocalTime = None,
 ) -> None:
     """What mpload load events would ask for with the same options: requests, events, bytes, and the time it takes.
 

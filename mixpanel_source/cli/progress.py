@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,9 +60,10 @@ class LoadDisplay:
         self._events: TaskID | None = None
         self._profiles: TaskID | None = None
         self._wait: tuple[TaskID, _Countdown] | None = None
+        self._lock = threading.Lock()
         self._is_writing = False
         self._read = "0"
-        self._rows = self._bytes = self._body_bytes = self._all_days = 0
+        self._rows = self._bytes = self._all_days = 0
         self._days: set[date] = set()
 
     @contextmanager
@@ -70,15 +72,13 @@ class LoadDisplay:
             yield self
 
     def planned(self, forecast: Forecast) -> None:
-        self._all_days = forecast.days
+        self._all_days = forecast.days + forecast.days_here
         self._tell_of_waits(forecast)
         self._events = self._progress.add_task("events", total=self._all_days, state="")
         self._show_events()
 
     def received(self, compressed_bytes: int) -> None:
-        if compressed_bytes < self._body_bytes:  # another body has begun
-            self._bytes += self._body_bytes
-        self._body_bytes = compressed_bytes
+        self._bytes = max(self._bytes, compressed_bytes)  # several threads tell of it
         self._end_wait()
         self._show_events()
 
@@ -133,19 +133,20 @@ class LoadDisplay:
         if forecast.requests_at_most <= free:
             return
         note(
-            f"{counted(self._all_days, 'day')}: {requests_in_words(forecast.requests, forecast.requests_at_most)},"
+            f"{counted(forecast.days, 'day')}: {requests_in_words(forecast.requests, forecast.requests_at_most)},"
             f" {time_in_words(*(seconds_to_ask(n, spent) for n in (forecast.requests, forecast.requests_at_most)))}"
             f" at {spent.allowed} an hour ({free} {'is' if free == 1 else 'are'} free now)"
         )
 
     def _end_wait(self) -> None:
-        wait, self._wait = self._wait, None
+        with self._lock:
+            wait, self._wait = self._wait, None
         if wait is not None:
             self._progress.remove_task(wait[0])
 
     def _show_events(self) -> None:
         if self._events is not None:
-            received = decimal(self._bytes + self._body_bytes)
+            received = decimal(self._bytes)
             state = f"day {len(self._days):,} of {self._all_days:,}, {self._rows:,} rows, {received}"
             writing = ", writing" if self._is_writing else ""
             self._progress.update(self._events, completed=len(self._days), state=state + writing)

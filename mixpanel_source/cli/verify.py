@@ -9,6 +9,12 @@ import typer
 from mixpanel_source.cli.completion import DAY
 from mixpanel_source.cli.exit_codes import GENERAL
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
+from mixpanel_source.cli.load_options import (
+    EventNames,
+    LegacyLocalTime,
+    ProjectTimezone,
+    ToDay,
+)
 
 if TYPE_CHECKING:
     from mixpanel_source.verify import Verification
@@ -27,28 +33,15 @@ def verify(
             autocompletion=DAY,
         ),
     ] = None,
-    to_date: Annotated[
-        str | None,
-        typer.Option("--to", metavar="DAY", help="Last day, included; without it yesterday.", autocompletion=DAY),
-    ] = None,
-    event: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only events of this name; may be repeated.")
-    ] = None,
+    to_date: ToDay = None,
+    event: EventNames = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Load the days again that differ or are missing, and compare anew.")
     ] = False,
     all_: Annotated[bool, typer.Option("--all", help="Show equal counts, too.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the hourly limit, instead of exiting with 5.")] = False,
-    project_timezone: Annotated[
-        str | None, typer.Option(metavar="ZONE", help="The project's time zone, such as America/New_York.")
-    ] = None,
-    legacy_local_time: Annotated[
-        bool | None,
-        typer.Option(
-            "--legacy-local-time/--no-legacy-local-time",
-            help="Whether the project was made before 2023: its days and times are those of its time zone.",
-        ),
-    ] = None,
+    project_timezone: ProjectTimezone = None,
+    legacy_local_time: LegacyLocalTime = None,
 ) -> None:
     """Compare the events that are loaded with Mixpanel's own counts, by day and event, and with what loads recorded.
 

@@ -33,7 +33,6 @@ class Duplicates:
     _keys: list[npt.NDArray[np.void]] = field(default_factory=list)
     _processed: list[npt.NDArray[np.int64]] = field(default_factory=list)
     _without_insert_id: list[npt.NDArray[np.bool_]] = field(default_factory=list)
-    _rows: int = 0
 
     def see(self, table: pa.Table) -> None:
         ids = table.column("event_id").combine_chunks()
@@ -42,11 +41,10 @@ class Duplicates:
         self._processed.append(processed.to_numpy())
         absent = pc.equal(table.column("insert_id").fill_null(""), "")
         self._without_insert_id.append(absent.to_numpy())
-        self._rows += len(table)
 
     def resolve(self) -> Resolution:
         """Which rows go, and which take another event_id. Rows are numbered from 0 over all tables seen."""
-        if not self._rows:
+        if not self._keys:
             return Resolution(np.empty(0, np.int64), {})
         copies: dict[bytes, list[_Copy]] = {}
         for copy in self._suspects():

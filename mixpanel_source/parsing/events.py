@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -97,7 +98,7 @@ select *, {_EVENT_ID} as event_id, json_valid(properties) and coalesce(json_vali
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RejectedLine:
     """A line that could not be read as it is, with its place in the window's export.
 
@@ -235,7 +236,7 @@ class EventParser:
             try:
                 rows.append(_careful_row(raw, line_number, self._window))
             except ValueError as error:
-                parsed.rejected.append(RejectedLine(line_number, str(error), raw, loaded=False))
+                parsed.rejected.append(RejectedLine(line_number, sys.intern(str(error)), raw, loaded=False))
         if not rows:
             return
         names = [name for name in _CarefulRow.__dataclass_fields__ if name != "raw"]
