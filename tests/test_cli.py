@@ -155,8 +155,8 @@ def in_a_terminal(
 
 STATUS_KEYS = {
     "database", "problem", "running", "last_run", "days", "first_day", "last_day", "missing_days", "incomplete_days",
-    "unsettled_days", "suspect_days", "parts", "wrong", "days_behind", "rows", "newest_event", "rejected_lines", "profiles",
-    "profiles_loaded_at", "last_load", "kept_bytes", "requests", "requests_problem",
+    "unsettled_days", "suspect_days", "parts", "wrong", "days_behind", "rows", "newest_event", "rejected_lines",
+    "profiles", "profiles_loaded_at", "last_load", "kept_bytes", "requests", "requests_problem",
 }  # fmt: skip
 
 
@@ -465,6 +465,7 @@ def test_the_demo_loads_the_whole_month_and_answers(tmp_path: Path, run: Run) ->
     assert sum(row["events"] for row in json.loads(again.stdout)) == 8627
 
 
+@pytest.mark.long
 def test_the_demo_leaves_other_databases_alone_and_shows_tables_on_a_terminal(small: Path, tmp_path: Path) -> None:
     before = small.read_bytes()
     code, shown = in_a_terminal(tmp_path, "demo", env={"MP_DB": str(small)})

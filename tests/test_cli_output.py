@@ -31,6 +31,8 @@ from mixpanel_source.cli.output import Format, write_rows
 from mixpanel_source.progress import NoProgress
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 
+pytestmark = pytest.mark.long
+
 TENTH = 1710064800  # 2024-03-10 10:00 UTC
 SPAN = ("--from", "2024-03-10", "--to", "2024-03-11")
 

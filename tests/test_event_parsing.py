@@ -708,6 +708,7 @@ def test_any_line_becomes_what_the_contract_says_either_way(parser: EventParser,
         check(line, row)
 
 
+@pytest.mark.long
 @settings(max_examples=200)
 @given(lax_texts("{"), lax_texts("["))
 def test_what_is_nearly_json_is_taken_or_refused_alike_either_way(

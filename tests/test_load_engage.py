@@ -30,6 +30,8 @@ from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
 from mixpanel_source.source import mixpanel_source
 from mixpanel_source.status import status
 
+pytestmark = pytest.mark.long
+
 COMPANY, SHOP = "-1405123456789012345", "9223372036854775807"
 """As ids of group types are: beyond what a float can hold."""
 

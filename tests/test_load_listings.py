@@ -18,6 +18,8 @@ from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Fault, Sandbox, SandboxServer
 from mixpanel_source.source import mixpanel_source
 
+pytestmark = pytest.mark.long
+
 BIG = -1405123456789012345
 """As group ids are: beyond what a float can hold."""
 

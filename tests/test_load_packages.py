@@ -243,6 +243,7 @@ def test_a_package_waits_for_a_program_that_reads_the_database(
     assert f"PID {reading.process.pid}" in reading.waits[0]
 
 
+@pytest.mark.long
 def test_a_program_that_never_closes_the_database_ends_the_load_and_is_named(
     run_load: RunLoad, database: Path, project: Project, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -312,6 +312,7 @@ EVENT = st.tuples(st.sampled_from(["E", "e", "$e", "profiles", "o'k\x00"]), PROP
 DAYS = [date(2024, 3, 1), date(2024, 3, 2), date(2024, 3, 3)]
 
 
+@pytest.mark.long
 @hypothesis_settings(max_examples=15)
 @given(st.lists(st.lists(EVENT, max_size=4), min_size=3, max_size=3), st.permutations(range(3)), st.randoms())
 def test_the_same_rows_give_the_same_tables_in_any_order(
