@@ -4,11 +4,12 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 BENCH_EVENTS ?= 1000000
 
-.PHONY: help demo test test-long coverage check bench soak format clean
+.PHONY: help demo test test-long test-airflow test-dagster coverage check bench soak format clean
 help:
 	@echo "make demo    load real data over HTTP into DuckDB and show answers from it"
 	@echo "make test    the test suite"
 	@echo "make test-long  the tests that take longer: many runs, random data, real time"
+	@echo "make test-airflow, make test-dagster  the DAGs and the assets of pipelines/, each in an environment of its own"
 	@echo "make coverage  all tests, and what of the code they do not reach"
 	@echo "make check   lint and types"
 	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"
@@ -32,6 +33,24 @@ test: .venv/ready
 test-long: .venv/ready
 	$(BIN)/pytest -n 2 -m long
 
+.venv-%/ready: requirements-%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+test-dagster: .venv-dagster/ready
+	.venv-dagster/bin/python -m pytest tests/orchestrators
+
+# Airflow keeps its own database there, made anew each time.
+AIRFLOW := AIRFLOW_HOME=$(CURDIR)/.venv-airflow/home AIRFLOW__CORE__LOAD_EXAMPLES=False \
+	AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/pipelines
+
+test-airflow: .venv-airflow/ready
+	rm -rf .venv-airflow/home
+	$(AIRFLOW) .venv-airflow/bin/airflow db migrate >/dev/null
+	$(AIRFLOW) .venv-airflow/bin/python -m pytest tests/orchestrators
+
 coverage: .venv/ready
 	$(BIN)/pytest -n 2 --cov --cov-report=term-missing:skip-covered
 
@@ -51,4 +70,4 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .coverage* bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-airflow .venv-dagster .coverage* bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -103,13 +103,14 @@ def load(
     profiles: ProfilesAsked = ProfilesAsked(),
     members: MembersAsked = MembersAsked(),
     progress: LoadProgress | None = None,
+    lock_wait_s: float = 0.0,
 ) -> LoadResult:
     """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
 
     An error of one resource is kept in the result, and the others are loaded; one that the project's plan does not
     include is left out with a warning, unless it is one of DEFAULT_RESOURCES. Where the project has them, the typed
     tables are in step after it, however the rows were loaded. Raises WarehouseError where the file cannot be written or
-    another load works on it, ConfigError where the dates or resources cannot be.
+    another load works on it, for longer than `lock_wait_s`, ConfigError where the dates or resources cannot be.
     """
     unknown = [name for name in resources if name not in RESOURCES]
     if unknown:
@@ -128,7 +129,7 @@ def load(
 
     check_database(database)
     with (
-        locked(database),
+        locked(database, lock_wait_s),
         recorded(
             database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
         ),

@@ -64,7 +64,7 @@ def plan_load(
     of the Query API at most. Raises as `load` before it asks, and WarehouseError where the database cannot be read.
     """
     check_database(database)
-    loaded = _loaded_days(database, filter_)
+    loaded = loaded_days_in(database, filter_)
     sweeps = _sweeps_due(project, database, asked, filter_, loaded)
     plan = project.plan(asked, loaded)
     counts = counts_of(plan, project, filter_) if count else {}
@@ -88,7 +88,7 @@ def _sweeps_due(
         return len(due_in(project, connection, loaded, datetime.now(UTC)))
 
 
-def _loaded_days(database: Path, filter_: EventFilter) -> list[LoadedDay]:
+def loaded_days_in(database: Path, filter_: EventFilter) -> list[LoadedDay]:
     """As `source.loaded_days_of`, without a pipeline."""
     if filter_.where is not None or not database.exists():
         return []

@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 READERS_WAIT_S = 600.0
 """How long a package that is ready to be written waits for a program that reads the database."""
 
+_LOCK_POLL_S = 0.5
+
 PACKAGES_KEPT = 20
 """Records of written load packages that dlt's commands can tell of. Their data are gone."""
 
@@ -232,12 +234,12 @@ def _finishing(on_interrupt: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def locked(database: Path) -> Iterator[None]:
-    """Holds the database against other loads. Raises WarehouseError where another one has it."""
+def locked(database: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Holds the database against other loads. Raises WarehouseError where another one has it, for `wait_s`."""
     try:
         database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(lock_path(database))
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s, poll_interval=_LOCK_POLL_S)
     except Timeout:
         raise WarehouseError(
             f"another load works on {database}", hint="wait for it to end; what it loads need not be loaded again"

@@ -9,7 +9,9 @@ from datetime import date, datetime
 from typing import Any
 
 import dlt
-from dlt.common.configuration import configspec
+from dlt.common.configuration import configspec, known_sections
+from dlt.common.configuration.inject import get_fun_spec
+from dlt.common.configuration.resolve import resolve_configuration
 from dlt.common.configuration.specs import BaseConfiguration, CredentialsConfiguration
 from dlt.common.typing import TSecretStrValue
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
@@ -208,6 +210,21 @@ def mixpanel_source(
         profiles_resource(open_project, profiles),
         *others,
     ]
+
+
+def configured_project() -> Project:
+    """The project that `[sources.mixpanel]` of dlt's config and secrets describe, for `load` in place of the source.
+
+    With the same settings and fallbacks as `mixpanel_source`. Raises as `resolve_credentials`, and ConfigError.
+    """
+    arguments = get_fun_spec(mixpanel_source.__wrapped__)()  # type: ignore[attr-defined]
+    given = dict(resolve_configuration(arguments, sections=(known_sections.SOURCES, "mixpanel")))
+    options = {name: given[name] for name in Project.__dataclass_fields__ if given.get(name) is not None}
+    options |= {name: given[name].reports for name in REPORT_TABLES if given.get(name) is not None}
+    options["start_date"] = parse_day("start_date", given.get("start_date"))
+    credentials = options.pop("credentials", None)
+    account = credentials.to_account() if credentials else resolve_credentials()
+    return project_of(account, on_wait=_tell_of_wait, **options)
 
 
 def _tell_of_wait(seconds: float, why: str) -> None:

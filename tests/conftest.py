@@ -98,7 +98,7 @@ def set_clock(monkeypatch: pytest.MonkeyPatch, present: Callable[[], datetime]) 
             return present().astimezone(tz)
 
     names = ("project", "downloads", "kept_exports", "day_counts", "resources.report_tables", "verify", "sweep")
-    for module in (*names, "load_plan"):
+    for module in (*names, "load_plan", "orchestration"):
         monkeypatch.setattr(import_module(f"mixpanel_source.{module}"), "datetime", Frozen)
 
 

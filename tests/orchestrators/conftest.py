@@ -1,0 +1,87 @@
+"""A Mixpanel on loopback with the real clock, told of to the orchestrators by dlt's own settings.
+
+Each orchestrator has an environment of its own (`make test-airflow`, `make test-dagster`); elsewhere its tests are not
+collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from mixpanel_source.sandbox import Sandbox, SandboxServer
+
+collect_ignore = [f"test_{name}.py" for name in ("airflow", "dagster") if find_spec(name) is None]
+
+TODAY = datetime.now(UTC).date()
+FIRST = TODAY - timedelta(days=40)
+"""The days from here on, 30 of them, are settled."""
+
+
+def days_from(first: date, count: int) -> list[date]:
+    return [first + timedelta(days=n) for n in range(count)]
+
+
+def events_of(day: date, count: int = 3) -> list[dict[str, Any]]:
+    at = int(datetime(day.year, day.month, day.day, 9, tzinfo=UTC).timestamp())
+    return [
+        {
+            "event": "Order Placed",
+            "properties": {"time": at + n, "distinct_id": f"u{n}", "$insert_id": f"{day}-{n}", "amount": n},
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def sandbox() -> Sandbox:
+    """It has events on each of the 40 days before today, and two profiles."""
+    mixpanel = Sandbox(limits=False)
+    for day in days_from(FIRST, 40):
+        mixpanel.add_events(events_of(day))
+    mixpanel.set_profiles([{"$distinct_id": f"u{n}", "$properties": {"$name": f"U{n}"}} for n in range(2)])
+    return mixpanel
+
+
+@pytest.fixture
+def exports(sandbox: Sandbox) -> Callable[[], list[tuple[str, str]]]:
+    """The first and last day of each export that was asked for."""
+    return lambda: [
+        (request.params["from_date"], request.params["to_date"])
+        for request in sandbox.requests
+        if request.endpoint == "export"
+    ]
+
+
+@pytest.fixture
+def database(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None) -> Iterator[Path]:
+    """What is loaded into; while it is there, Mixpanel answers."""
+    path = tmp_path / "loaded.duckdb"
+    with SandboxServer(sandbox) as server:
+        for name, value in {
+            "MP_DB": str(path),
+            "SOURCES__MIXPANEL__BASE_URL": server.url,
+            "SOURCES__MIXPANEL__CREDENTIALS__USERNAME": "sandbox",
+            "SOURCES__MIXPANEL__CREDENTIALS__SECRET": "sandbox",
+            "SOURCES__MIXPANEL__CREDENTIALS__PROJECT_ID": "1",
+            "SOURCES__MIXPANEL__CREDENTIALS__REGION": "us",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield path
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect(str(path), read_only=True) as connection:
+        connection.execute("SET TimeZone = 'UTC'; SET search_path = 'mixpanel'")
+        return connection.execute(query).fetchall()
+
+
+def events_in(path: Path) -> list[tuple[Any, ...]]:
+    """All that is the same whoever loaded it, and when."""
+    return rows(path, "SELECT * EXCLUDE (_dlt_load_id) FROM events ORDER BY event_id")

@@ -1,0 +1,247 @@
+"""The Dagster assets against a Mixpanel on loopback, each in a process and instance of its own or this one's."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import duckdb
+import pytest
+
+from mixpanel_source.load import load
+from mixpanel_source.load_plan import plan_load
+from mixpanel_source.sandbox import Sandbox
+from mixpanel_source.sandbox.faults import Fault
+from mixpanel_source.source import configured_project
+from mixpanel_source.windows import DateRange
+from orchestrators.conftest import FIRST, TODAY, days_from, events_in, events_of, rows
+from pipelines import dagster_assets as assets
+
+MONTH = days_from(FIRST, 30)
+Exports = Callable[[], list[tuple[str, str]]]
+
+
+@pytest.fixture(autouse=True)
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dg.RetryPolicy, "calculate_delay", lambda self, attempt: 0.0)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+class Materialize:
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+
+    def __call__(
+        self, first: date | None = None, last: date | None = None, *, selection: Any = None, refresh: bool = False
+    ) -> dg.ExecuteInProcessResult:
+        """The events of a day or a range of days, without checks; or what is selected."""
+        key: dict[str, Any] = {}
+        if first is not None:
+            ends = str(first), str(last or first)
+            key = {"tags": dict(zip(assets.RANGE, ends, strict=True))} if last else {"partition_key": ends[0]}
+        return dg.materialize(
+            [*(assets.defs.assets or ()), *(assets.defs.asset_checks or ())],
+            selection=selection or dg.AssetSelection.assets(assets.EVENTS).without_checks(),
+            instance=self.instance,
+            run_config={"ops": {"mixpanel_events": {"config": {"refresh": refresh}}}} if refresh else None,
+            raise_on_error=False,
+            **key,
+        )
+
+
+@pytest.fixture
+def materialize(instance: dg.DagsterInstance, database: Path) -> Materialize:
+    return Materialize(instance)
+
+
+def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
+    return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+CHECKS = dg.AssetSelection.checks_for_assets(assets.EVENTS)
+
+
+def test_the_definitions_load_without_credentials_network_or_anything_written(tmp_path: Path) -> None:
+    code = """
+import socket
+def refuse(*args): raise AssertionError("the network is used")
+socket.socket.connect = socket.getaddrinfo = refuse
+import dagster as dg
+from pipelines import dagster_assets
+dg.Definitions.validate_loadable(dagster_assets.defs)
+print(*sorted(key.path[-1] for key in dagster_assets.defs.resolve_asset_graph().get_all_asset_keys()))
+"""
+    home = tmp_path / "nobody"
+    home.mkdir()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(Path.cwd())}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=home, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"events", "profiles", "cohorts", "segmentation"} <= set(done.stdout.split())
+    assert list(home.rglob("*.duckdb")) == []
+    assert list(home.glob(".mp*")) == []
+
+
+def test_a_partition_is_exactly_its_day_with_its_figures(
+    materialize: Materialize, instance: dg.DagsterInstance, database: Path
+) -> None:
+    day = MONTH[3]
+    assert materialize(day).success
+    assert rows(database, "SELECT event_date, count(*) FROM events GROUP BY ALL") == [(day, 3)]
+    event = instance.get_latest_materialization_event(assets.EVENTS)
+    assert event is not None
+    assert event.asset_materialization is not None
+    told = {name: value.value for name, value in event.asset_materialization.metadata.items()}
+    size = rows(database, "SELECT bytes FROM event_days")[0][0]
+    assert {name: told[name] for name in ("rows", "bytes", "requests", "days")} == {
+        "rows": 3,
+        "bytes": size,
+        "requests": 1,
+        "days": 1,
+    }
+    assert event.asset_materialization.partition == str(day)
+
+
+def test_a_settled_day_is_asked_for_again_only_with_refresh(
+    materialize: Materialize, sandbox: Sandbox, database: Path, exports: Exports
+) -> None:
+    day = MONTH[0]
+    assert materialize(day).success
+    sandbox.add_events(events_of(day, 5)[3:])
+    assert materialize(day).success
+    assert len(exports()) == 1
+    assert materialize(day, refresh=True).success
+    assert len(exports()) == 2
+    assert rows(database, "SELECT count(*), count(DISTINCT event_id) FROM events") == [(5, 5)]
+
+
+def test_a_backfill_of_a_month_asks_for_no_more_than_the_plan_says(
+    materialize: Materialize, instance: dg.DagsterInstance, database: Path, exports: Exports
+) -> None:
+    project = configured_project()
+    plan = plan_load(project, database, asked=DateRange(MONTH[0], MONTH[-1]), count=True)
+    assert materialize(MONTH[0], MONTH[-1]).success
+    assert 0 < len(exports()) <= plan.forecast.requests
+    done = instance.get_materialized_partitions(assets.EVENTS)
+    assert done == {str(day) for day in MONTH}
+
+
+def test_days_in_any_order_twice_with_failures_are_one_straight_load(
+    materialize: Materialize, sandbox: Sandbox, database: Path, tmp_path: Path
+) -> None:
+    days = MONTH[:4]
+    order = [*days, *days]
+    random.Random(5).shuffle(order)
+    for n, day in enumerate(order):
+        if n in (2, 6):
+            sandbox.faults.next("export", Fault.http(403))
+            assert not materialize(day, refresh=True).success
+        assert materialize(day, refresh=True).success
+    straight = tmp_path / "straight.duckdb"
+    assert load(configured_project(), straight, ["events"], asked=DateRange(days[0], days[-1])).error is None
+    assert events_in(database) == events_in(straight)
+    assert len(events_in(database)) == 4 * 3
+
+
+def test_what_no_retry_helps_is_not_retried_and_says_what_to_do(
+    materialize: Materialize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCES__MIXPANEL__CREDENTIALS__SECRET", "wrong")
+    result = materialize(MONTH[0])
+    [failed] = [event for event in result.all_events if event.is_step_failure]
+    assert "AuthenticationError" in str(failed.step_failure_data.error)
+    assert "wrong" not in str(failed.step_failure_data)
+
+
+def test_a_table_is_an_asset_of_its_own(materialize: Materialize, database: Path) -> None:
+    result = materialize(selection=dg.AssetSelection.assets(assets.SPECS["profiles"].key))
+    assert result.success
+    assert rows(database, "SELECT distinct_id FROM profiles ORDER BY ALL") == [("u0",), ("u1",)]
+    [event] = result.asset_materializations_for_node("mixpanel_profiles")
+    assert {name: event.metadata[name].value for name in ("rows", "requests")} == {"rows": 2, "requests": 1}
+
+
+def test_checks_pass_where_all_is_there_and_each_fails_for_its_own_reason(
+    materialize: Materialize, database: Path
+) -> None:
+    yesterday = TODAY - timedelta(days=1)
+    assert materialize(FIRST, yesterday).success
+    assert checks_of(materialize(selection=CHECKS)) == {"complete": True, "fresh": True, "counts_agree": True}
+
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(f"DELETE FROM mixpanel.events WHERE event_date = DATE '{MONTH[0]}'")
+    assert checks_of(materialize(selection=CHECKS)) == {"complete": True, "fresh": True, "counts_agree": False}
+
+    with duckdb.connect(str(database)) as connection:
+        connection.execute(f"DELETE FROM mixpanel.event_days WHERE day IN ('{MONTH[5]}', '{yesterday}')")
+    assert checks_of(materialize(selection=CHECKS)) == {"complete": False, "fresh": False, "counts_agree": False}
+
+
+def test_the_schedule_loads_yesterday_and_what_may_still_change(
+    instance: dg.DagsterInstance, database: Path, exports: Exports
+) -> None:
+    due = datetime(TODAY.year, TODAY.month, TODAY.day, 6, tzinfo=UTC)
+    context = dg.build_schedule_context(instance=instance, scheduled_execution_time=due)
+    request = assets.events_schedule(context)
+    assert isinstance(request, dg.RunRequest)
+    job = assets.defs.resolve_job_def("mixpanel_events_daily")
+    assert job.execute_in_process(instance=instance, tags=request.tags, raise_on_error=False).success
+    loaded = rows(database, "SELECT min(day), max(day), count(*) FROM event_days")
+    assert loaded == [(TODAY - timedelta(days=6), TODAY - timedelta(days=1), 6)]
+    assert job.execute_in_process(instance=instance, tags=request.tags, raise_on_error=False).success
+    first = str(TODAY - timedelta(days=5))  # the day before it was settled when it was loaded
+    assert exports()[-1] == (first, str(TODAY - timedelta(days=1)))
+
+
+def test_the_pool_lets_one_run_write_at_a_time_from_its_first_use_on(
+    sandbox: Sandbox, database: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("concurrency:\n  pools: {granularity: op, default_limit: 1}\n")
+    code = """
+import sys, dagster as dg
+from pipelines import dagster_assets as assets
+with dg.DagsterInstance.get() as instance:
+    result = dg.materialize([assets.mixpanel_events], partition_key=sys.argv[1], instance=instance)
+sys.exit(not result.success)
+"""
+    environment = {**os.environ, "DAGSTER_HOME": str(home), "PYTHONPATH": str(Path.cwd())}
+    with dg.DagsterInstance.from_config(str(home)):
+        pass  # its files are made once
+
+    def run(day: date) -> int:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(day)], env=environment, check=False, timeout=100
+        ).returncode
+
+    with ThreadPoolExecutor() as threads:
+        assert list(threads.map(run, MONTH[:3])) == [0, 0, 0]
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        assert [limit.limit for limit in instance.event_log_storage.get_pool_limits() if limit.name == assets.POOL] == [
+            1
+        ]
+        spans = []
+        for run_record in instance.get_run_records():
+            [stats] = instance.get_run_step_stats(run_record.dagster_run.run_id)
+            assert stats.start_time is not None
+            assert stats.end_time is not None
+            spans.append((stats.start_time, stats.end_time))
+    spans.sort()
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    assert rows(database, "SELECT count(*), count(DISTINCT event_date) FROM events") == [(9, 3)]
