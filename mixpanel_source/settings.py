@@ -108,6 +108,8 @@ MAX_SPOOL_BYTES: Final = 4_000_000_000
 """Of exports on the disk, compressed; no other one is begun meanwhile."""
 SPOOL_KEEP_HOURS: Final = 24.0
 """How long an export that a stopped load has on the disk is loaded by the next one instead of being asked for again."""
+MAX_DAYS_BEHIND: Final = 1
+"""Days without events at the end that are not wrong: yesterday may still be on its way."""
 COUNTED_EVENTS: Final = 100
 """Of so many of the most common events the counts by day are asked for, where nothing else tells the sizes of days."""
 MIN_FREE_MB: Final = 500

@@ -35,8 +35,6 @@ from mixpanel_source.warehouse import (
 from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, settles_at, windows_over
 
 _LOCK_WAIT_S = 0.5
-MAX_DAYS_BEHIND = 1
-"""Yesterday may still be on its way."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,11 @@ class Status:
 
 
 def status(
-    database: Path, project: Project | None, now: datetime | None = None, *, max_days_behind: int = MAX_DAYS_BEHIND
+    database: Path,
+    project: Project | None,
+    now: datetime | None = None,
+    *,
+    max_days_behind: int = settings.MAX_DAYS_BEHIND,
 ) -> Status:
     """Answers while a load holds the database, too. Without a project, days are UTC and no budget is known.
 

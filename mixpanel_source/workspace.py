@@ -35,7 +35,7 @@ from mixpanel_source.progress import LoadProgress
 from mixpanel_source.project import Project, parse_day, parse_range, project_of
 from mixpanel_source.property_columns import PropertyColumn
 from mixpanel_source.reports import Reports
-from mixpanel_source.status import MAX_DAYS_BEHIND, Status, info, status
+from mixpanel_source.status import Status, info, status
 from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
 
@@ -347,7 +347,7 @@ class Workspace(Closing):
         self._close_connection()
         return typed.update_typed(self.path)
 
-    def status(self, max_days_behind: int = MAX_DAYS_BEHIND) -> Status:
+    def status(self, max_days_behind: int = settings_.MAX_DAYS_BEHIND) -> Status:
         """What is loaded, what is missing, what is wrong, and how many requests are left."""
         return status(self.path, self.project if self._needs_account else None, max_days_behind=max_days_behind)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
+from mixpanel_source import settings
 from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, plan, reports
 from mixpanel_source.cli.forget import forget
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
@@ -151,7 +152,7 @@ def status(
     options: GlobalOptions,
     max_days_behind: Annotated[
         int, typer.Option(metavar="DAYS", min=0, help="So many days without events at the end are not wrong.")
-    ] = 1,
+    ] = settings.MAX_DAYS_BEHIND,
 ) -> None:
     """What is loaded, what is missing, and how many requests are left. Answers while a load is running, too.
 
