@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         WarehouseError,
     )
     from mixpanel_source.load import load
+    from mixpanel_source.new_project import init_project
     from mixpanel_source.project import Project
     from mixpanel_source.reports import Reports
     from mixpanel_source.source import mixpanel_source
@@ -61,6 +62,7 @@ __all__ = [
     "WarehouseError",
     "Workspace",
     "__version__",
+    "init_project",
     "load",
     "mixpanel_source",
     "update_typed",
@@ -72,6 +74,7 @@ _HOMES = {
     "MixpanelClient": "client",
     "Project": "project",
     "Reports": "reports",
+    "init_project": "new_project",
     "load": "load",
     "mixpanel_source": "source",
     "update_typed": "typed",

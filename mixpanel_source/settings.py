@@ -137,6 +137,9 @@ DATASET: Final = "mixpanel"
 TYPED_DATASET: Final = f"{DATASET}_typed"
 PIPELINE: Final = "mixpanel"
 
+SANDBOX_PORT: Final = 8321
+"""Where the project that `mpload init` writes looks for `mpload sandbox`."""
+
 DEMO_PROJECT: Final = "demo"
 
 

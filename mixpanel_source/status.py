@@ -241,6 +241,17 @@ def _budgets(ledger: RequestLedger | None) -> list[Budget]:
     return [Budget(api, one.used, one.allowed, round(one.next_free_s, 1)) for api, one in spent]
 
 
+def _sync_command(database: Path, folder: Path) -> str:
+    """Has to name the destination: dlt forgets it with the local state, which it drops first."""
+    named = {
+        "DESTINATION_TYPE": "duckdb",
+        "DATASET_NAME": settings.DATASET,
+        "DESTINATION__DUCKDB__CREDENTIALS": str(database.absolute()),
+    }
+    environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in named.items())
+    return f"{environment} dlt -y pipeline --pipelines-dir {shlex.quote(str(folder))} {settings.PIPELINE} sync"
+
+
 def info(database: Path, project_id: str | None) -> dict[str, Any]:
     """Where everything is, and the versions in use."""
     folder = pipelines_folder(database)
@@ -252,6 +263,7 @@ def info(database: Path, project_id: str | None) -> dict[str, Any]:
         "data_folder": str(settings.data_folder()),
         "pipeline_folder": str(folder),
         "dlt_command": f"dlt pipeline --pipelines-dir {shlex.quote(str(folder))} {settings.PIPELINE} info",
+        "dlt_sync_command": _sync_command(database, folder),
         "traces": str(folder / TRACES),
         "versions": {
             "mpload": __version__,

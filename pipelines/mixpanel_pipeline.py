@@ -1,4 +1,4 @@
-"""The plain dlt way: `python pipelines/mixpanel_pipeline.py`, then `dlt pipeline mixpanel_pipeline info`.
+"""The plain dlt way: `python mixpanel_pipeline.py`, then `dlt pipeline mixpanel info`.
 
 Settings and credentials come from .dlt/config.toml and .dlt/secrets.toml, from the environment or from ~/.mp.
 """
@@ -12,7 +12,7 @@ from mixpanel_source import mixpanel_source
 
 def load() -> dlt.Pipeline:
     pipeline = dlt.pipeline(
-        "mixpanel_pipeline",
+        "mixpanel",
         # A file named like its dataset makes names ambiguous to DuckDB, so this is not mixpanel.duckdb.
         destination=dlt.destinations.duckdb("mixpanel_pipeline.duckdb"),
         dataset_name="mixpanel",

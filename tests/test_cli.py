@@ -761,6 +761,9 @@ def test_tables_schema_and_info_tell_what_is_there(loaded: Path, run_here: Run) 
     assert (info["database"], info["dataset"]) == (str(loaded), "mixpanel")
     assert info["size_bytes"] == loaded.stat().st_size
     assert info["dlt_command"] == f"dlt pipeline --pipelines-dir {info['pipeline_folder']} mixpanel info"
+    assert info["dlt_sync_command"].startswith(
+        f"DESTINATION_TYPE=duckdb DATASET_NAME=mixpanel DESTINATION__DUCKDB__CREDENTIALS={loaded}"
+    )
     assert (Path(info["pipeline_folder"]) / "mixpanel").is_dir()
 
 
@@ -821,6 +824,7 @@ def test_every_command_has_an_example_and_takes_the_global_options() -> None:
         "plan",
         "verify",
         "demo",
+        "init",
         "sandbox",
         "status",
         "sql",

@@ -92,6 +92,7 @@ CASES = {
     "plan": Case(SPAN, None, same=False, in_words=True),
     "verify": Case((*SPAN, "--all"), 3),
     "demo": Case((), None, in_words=True),
+    "init": Case(("{home}/project_{format}",), 5, same=False),
     "status": Case(("--max-days-behind", "99999"), None, same=False, in_words=True),
     "sql": Case((TYPES_SQL,), 1),
     "tables": Case((), 16, same=False),
@@ -214,7 +215,11 @@ def written(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         with pytest.MonkeyPatch.context() as patch:
             prepare(patch, environment)
             for format_ in Format:
-                arguments = [argument.replace("{format}", format_) for argument in case.arguments]
+                named = {"{format}": format_, "{home}": environment["HOME"]}
+                arguments = [
+                    functools.reduce(lambda text, name: text.replace(name, named[name]), named, argument)
+                    for argument in case.arguments
+                ]
                 done = run([*command.split(), *arguments, "--format", format_], case.stdin)
                 assert done.code == 0, done.err
                 files[format_] = folder / f"{command}.{format_}"
@@ -426,6 +431,7 @@ MISTAKES = [
     ("verify {span} --account wrong", 2, "AuthenticationError"),
     ("verify --db {missing}", 1, "WarehouseError"),
     ("demo now", 3, "UsageError"),
+    ("init {config}", 1, "WarehouseError"),
     ("sandbox {missing}", 3, "ConfigError"),
     ("sandbox --now noon", 3, "ConfigError"),
     ("sandbox --port 99999", 3, "UsageError"),

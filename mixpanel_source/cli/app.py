@@ -107,6 +107,32 @@ def demo(options: GlobalOptions) -> None:
 
 
 @command
+def init(
+    options: GlobalOptions,
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Made where there is none.")] = Path(),
+    airflow: Annotated[bool, typer.Option("--airflow", help="With DAGs for Airflow.")] = False,
+    dagster: Annotated[bool, typer.Option("--dagster", help="With assets for Dagster.")] = False,
+) -> None:
+    """Write a dlt project: a pipeline script, its settings and requirements. It loads the sandbox's data as it is.
+
+    What is there already is never overwritten: then nothing is written.
+
+    \b
+    mpload init my_project
+    mpload sandbox --port 8321                              in another terminal
+    cd my_project && python mixpanel_pipeline.py && dlt pipeline mixpanel info
+    """
+    from mixpanel_source.new_project import SCRIPT, init_project
+
+    written = init_project(folder, airflow=airflow, dagster=dagster)
+    write_rows(["file", "holds"], ((str(file.path), file.holds) for file in written), options.output)
+    options.say(
+        f"to see it work: mpload sandbox --port {settings.SANDBOX_PORT}; in another terminal, in {folder.absolute()}: "
+        f"python {SCRIPT}"
+    )
+
+
+@command
 def sandbox(
     options: GlobalOptions,
     folder: Annotated[
