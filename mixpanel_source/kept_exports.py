@@ -61,12 +61,18 @@ class KeptExports:
             return sum(size for _, size in self._kept.values())
 
     def take_up(
-        self, plan: Plan, exported_at: Mapping[date, datetime], *, refresh: bool = False
+        self,
+        plan: Plan,
+        exported_at: Mapping[date, datetime],
+        *,
+        refresh: bool = False,
+        since: datetime | None = None,
     ) -> list[tuple[Fetched, ExportBody]]:
         """The exports that an earlier load has left, and that need not be asked for again: `plan` is told of them.
 
         `exported_at` is when each day was exported last of what the database holds: nothing older takes its place. What
-        no load can take up any more, and what is not whole, is removed; with `refresh`, everything.
+        no load can take up any more, and what is not whole, is removed; with `refresh`, all that was exported before
+        `since`.
         """
         now = datetime.now(UTC)
         _remove_old(self.folder, now, self._project.spool_keep_hours)
@@ -74,7 +80,7 @@ class KeptExports:
         left: list[Path] = []
         for kept in sorted(_kept_in(self.folder), key=lambda kept: (kept.window.first, now - kept.exported_at)):
             is_of_use = (
-                not refresh
+                (not refresh or (since is not None and kept.exported_at >= since))
                 and kept.is_whole
                 and kept.of["origin"] == self._of["origin"]
                 and kept.of["project_id"] == self._of["project_id"]

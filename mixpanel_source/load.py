@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import date
+from datetime import date, datetime
 from functools import partial
 from pathlib import Path
 
@@ -103,14 +104,17 @@ def load(
     profiles: ProfilesAsked = ProfilesAsked(),
     members: MembersAsked = MembersAsked(),
     progress: LoadProgress | None = None,
-    lock_wait_s: float = 0.0,
+    since: datetime | None = None,
+    is_locked: bool = False,
 ) -> LoadResult:
     """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
 
     An error of one resource is kept in the result, and the others are loaded; one that the project's plan does not
     include is left out with a warning, unless it is one of DEFAULT_RESOURCES. Where the project has them, the typed
-    tables are in step after it, however the rows were loaded. Raises WarehouseError where the file cannot be written or
-    another load works on it, for longer than `lock_wait_s`, ConfigError where the dates or resources cannot be.
+    tables are in step after it, however the rows were loaded. What was exported after `since` and has not been
+    committed is taken up with `asked.refresh`, too: it is what an earlier attempt of the same refresh has left.
+    `is_locked` says that the caller holds `locked(database)`. Raises WarehouseError where the file cannot be written or
+    another load works on it, ConfigError where the dates or resources cannot be.
     """
     unknown = [name for name in resources if name not in RESOURCES]
     if unknown:
@@ -129,7 +133,7 @@ def load(
 
     check_database(database)
     with (
-        locked(database, lock_wait_s),
+        nullcontext() if is_locked else locked(database),
         recorded(
             database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
         ),
@@ -143,7 +147,9 @@ def load(
             project = replace(project, kept_out=kept_out_of(connection), stats=told.requests, disk=room)
         pipeline = open_pipeline(database)
         steps: dict[str, Callable[[TableLoad], None]] = {
-            "events": lambda table: _sweep_and_load_events(pipeline, project, asked, filter_, told, table, result),
+            "events": lambda table: _sweep_and_load_events(
+                pipeline, project, asked, filter_, since, told, table, result
+            ),
             "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, result),
             "group_profiles": lambda table: _load_group_profiles(pipeline, project, told, table, result),
             "cohort_members": lambda table: _load_members(pipeline, project, members, told, table, result),
@@ -204,6 +210,7 @@ def _sweep_and_load_events(
     project: Project,
     asked: DateRange,
     filter_: EventFilter,
+    since: datetime | None,
     progress: LoadProgress,
     table: TableLoad,
     result: LoadResult,
@@ -215,7 +222,7 @@ def _sweep_and_load_events(
         result.warnings += swept.warnings
         result.late_days = sorted(swept.late)
     try:
-        _load_events(pipeline, project, asked, filter_, progress, table, result, swept)
+        _load_events(pipeline, project, asked, filter_, since, progress, table, result, swept)
     finally:
         if swept.swept_at:
             try:
@@ -230,6 +237,7 @@ def _load_events(
     project: Project,
     asked: DateRange,
     filter_: EventFilter,
+    since: datetime | None,
     progress: LoadProgress,
     table: TableLoad,
     result: LoadResult,
@@ -240,8 +248,8 @@ def _load_events(
     plan = project.plan(asked, loaded)
     kept = KeptExports(result.database, project, filter_)
     # What was exported before a sweep found late events is older than they are.
-    since = last_exports_of(pipeline) | {day: swept.swept_at[day] for day in swept.late}
-    here = kept.take_up(plan, since, refresh=asked.refresh)
+    exported_at = last_exports_of(pipeline) | {day: swept.swept_at[day] for day in swept.late}
+    here = kept.take_up(plan, exported_at, refresh=asked.refresh, since=since)
     tell_counts(plan, project, filter_)
     told = _Counted(progress)
     days: set[date] = set()

@@ -15,9 +15,11 @@ from mixpanel_source.errors import AuthenticationError, ConfigError, PlanError, 
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import LoadResult, load
 from mixpanel_source.load_plan import loaded_days_in, plan_load
+from mixpanel_source.pipeline import locked
 from mixpanel_source.planner import PlannedWindow
 from mixpanel_source.project import Project, parse_day
 from mixpanel_source.status import LoadStatus, status
+from mixpanel_source.verify import Verification, verify
 from mixpanel_source.warehouse import database_path
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, windows_over
 
@@ -94,7 +96,8 @@ def windows_to_load(project: Project, database: Path, days: Window, *, refresh: 
     where nothing tells of them, its load decides on the requests.
     """
     asked = DateRange(days.first, days.last, refresh)
-    plan = plan_load(project, database, asked=asked, count=project.count_events)
+    with locked(database, LOAD_WAIT_S):
+        plan = plan_load(project, database, asked=asked, count=project.count_events)
     return list(plan.forecast.windows)
 
 
@@ -109,24 +112,26 @@ def load_days(
 ) -> DaysLoad:
     """Load the events of `days`, and of no others: what is not complete, and what is not settled, once more.
 
-    With `refresh` settled days, too. `since` is when the run began that this is an attempt of (now, without): what
-    was exported after it is not asked for again, so that a retry goes on where the one before stopped. `at_once` asks
-    for days that follow each other in one request, as planned. Waits while another load works on the file. Raises what
-    `load` does, and the error of `events`.
+    With `refresh` settled days, too. `since` is when the run began that this is an attempt of (now, without): what was
+    exported after it, be it loaded or only on the disk, is not asked for again, so that a retry goes on where the one
+    before stopped. `at_once` asks for days that follow each other in one request, as planned. Waits while another load
+    works on the file. Raises what `load` does, and the error of `events`.
     """
     if at_once:
         project = replace(project, window_days=len(days))
     since = since or datetime.now(UTC)
     requests = 0
     warnings: list[str] = []
-    for window, is_again in _to_ask(project, _loaded(database, days), days, since, refresh):
-        asked = DateRange(window.first, window.last, is_again)
-        result = load(project, database, ["events"], asked=asked, lock_wait_s=LOAD_WAIT_S)
-        requests += result.metrics.requests_by_api.get("export", 0)
-        warnings += result.warnings
-        if result.error is not None:
-            raise result.error
-    return DaysLoad(_loaded(database, days), requests, warnings)
+    # Held throughout: what another run has loaded meanwhile is not asked for again, and nobody writes while this reads.
+    with locked(database, LOAD_WAIT_S):
+        for window, is_again in _to_ask(project, _loaded(database, days), days, since, refresh):
+            asked = DateRange(window.first, window.last, is_again)
+            result = load(project, database, ["events"], asked=asked, since=since, is_locked=True)
+            requests += result.metrics.requests_by_api.get("export", 0)
+            warnings += result.warnings
+            if result.error is not None:
+                raise result.error
+        return DaysLoad(_loaded(database, days), requests, warnings)
 
 
 def load_table(project: Project, database: Path, table: str) -> LoadResult:
@@ -135,7 +140,8 @@ def load_table(project: Project, database: Path, table: str) -> LoadResult:
     Waits while another load works on the file. Raises what `load` does, and the error of the table: PlanError, too,
     where the project's plan does not include it.
     """
-    result = load(project, database, [table], lock_wait_s=LOAD_WAIT_S)
+    with locked(database, LOAD_WAIT_S):
+        result = load(project, database, [table], is_locked=True)
     if result.error is not None:
         raise result.error
     if any(loaded.is_left_out for loaded in result.tables):
@@ -145,10 +151,19 @@ def load_table(project: Project, database: Path, table: str) -> LoadResult:
 
 def status_of(project: Project) -> LoadStatus:
     """What the project's file holds. Raises WarehouseError where it cannot be told."""
-    told = status(database_of(project), project)
+    database = database_of(project)
+    with locked(database, LOAD_WAIT_S):
+        told = status(database, project)
     if told.loaded is None or told.problem is not None:
         raise WarehouseError(told.problem or "nothing can be told of the database")
     return told.loaded
+
+
+def verify_of(project: Project) -> Verification:
+    """As `verify` of all that is loaded, once no load works on the file."""
+    database = database_of(project)
+    with locked(database, LOAD_WAIT_S):
+        return verify(project, database)
 
 
 def _loaded(database: Path, days: Window) -> list[LoadedDay]:
@@ -158,7 +173,7 @@ def _loaded(database: Path, days: Window) -> list[LoadedDay]:
 def _to_ask(
     project: Project, loaded: Sequence[LoadedDay], days: Window, since: datetime, refresh: bool
 ) -> list[tuple[Window, bool]]:
-    """The days to export, and whether those that are complete are among them."""
+    """The days to export, and whether those that are complete are among them, or nothing older will do."""
     complete = {day.day: day for day in loaded if day.complete}
 
     def is_again(day: date) -> bool:
@@ -169,4 +184,4 @@ def _to_ask(
 
     asked = [day for day in days.days if day not in complete or is_again(day)]
     windows = windows_over(asked, max_days=len(days))
-    return [(window, any(map(is_again, window.days))) for window in windows]
+    return [(window, refresh or any(map(is_again, window.days))) for window in windows]

@@ -27,7 +27,7 @@ START_DATE = os.environ.get("MIXPANEL_START_DATE", "2024-01-01")
 TIMEZONE = "UTC"
 """That of the project, if it was made before 2023-01-01: its export days are days there."""
 POOL = "mixpanel_duckdb"
-"""DuckDB has one writer, so this is a pool of one: README has the two lines of dagster.yaml."""
+"""DuckDB has one writer, so this is a pool of one: see dagster.yaml. Steps that meet all the same wait for each other."""
 LATE_DAYS = 5
 """Days before yesterday that the schedule loads again, for events that come late: `lookback_days` of the project."""
 SCHEDULED_TABLES = ("profiles",)
@@ -160,12 +160,10 @@ def fresh() -> dg.AssetCheckResult:
 @dg.asset_check(asset=EVENTS, pool=POOL)
 def counts_agree() -> dg.AssetCheckResult:
     """As `mpload verify`: one or two requests of the Query API's 60 an hour."""
-    from mixpanel_source.orchestration import database_of
-    from mixpanel_source.verify import verify
+    from mixpanel_source.orchestration import verify_of
 
     with errors_told():
-        project = configured_project()
-        found = verify(project, database_of(project))
+        found = verify_of(configured_project())
     wrong = [f"{one.day} {one.event or '(the day)'}: {one.loaded}, {one.mixpanel}" for one in found.wrong]
     metadata: dict[str, Any] = {"wrong": "\n".join(wrong[:20])}
     return dg.AssetCheckResult(passed=not wrong, metadata=metadata | dict(found.verdicts))

@@ -7,10 +7,10 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import NOW, Clock, Sql
+from conftest import NOW, Clock, Sql, merge_broken_off
 
 from mixpanel_source.credentials import Credentials
-from mixpanel_source.errors import AuthenticationError, ConfigError, PlanError
+from mixpanel_source.errors import AuthenticationError, ConfigError, PlanError, WarehouseError
 from mixpanel_source.orchestration import (
     database_of,
     days_between,
@@ -107,6 +107,36 @@ def test_settled_days_are_asked_for_again_only_with_refresh(
     done = load_days(project, database, OLD, refresh=True)  # of sizes that are known by now
     assert (done.requests, done.rows, len(done.days)) == (1, 3, 3)
     assert sql("SELECT count(*) FROM events") == [(3,)]
+
+
+@pytest.mark.long
+def test_a_retry_of_a_refresh_takes_up_what_its_run_has_on_the_disk_and_nothing_older(
+    project: Project, sandbox: Sandbox, database: Path, clock: Clock, sql: Sql
+) -> None:
+    fill(sandbox, OLD)
+    load_days(project, database, OLD)
+    fill(sandbox, OLD, 3)
+    clock.now = began = NOW + timedelta(hours=1)
+
+    def broken_off() -> int:
+        before = len(exports(sandbox))
+        clock.now += timedelta(minutes=1)
+        with merge_broken_off("events"), pytest.raises(WarehouseError):
+            load_days(project, database, OLD, since=began, refresh=True)
+        return len(exports(sandbox)) - before
+
+    assert broken_off() == 1
+    assert broken_off() == 0
+    clock.now += timedelta(minutes=1)
+    assert load_days(project, database, OLD, since=began, refresh=True).requests == 0
+    assert sql("SELECT count(*) FROM events") == [(9,)]
+    began = clock.now = clock.now + timedelta(hours=1)
+    assert broken_off() == 1
+    fill(sandbox, OLD, 4)
+    clock.now += timedelta(minutes=1)
+    done = load_days(project, database, OLD, since=clock.now, refresh=True)  # another run
+    assert done.requests
+    assert sql("SELECT count(*) FROM events") == [(12,)]
 
 
 @pytest.mark.long

@@ -6,6 +6,11 @@ collected.
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from importlib.util import find_spec
@@ -85,3 +90,52 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 def events_in(path: Path) -> list[tuple[Any, ...]]:
     """All that is the same whoever loaded it, and when."""
     return rows(path, "SELECT * EXCLUDE (_dlt_load_id) FROM events ORDER BY event_id")
+
+
+MONTH = days_from(FIRST, 30)
+
+TWICE = random.Random(5).sample([*MONTH, *MONTH], 60)
+"""Each day of the month twice, in any order."""
+
+KILLS = {
+    TWICE.index(day, TWICE.index(day) + 1): moment for day, moment in ((MONTH[7], "DELETE"), (MONTH[19], "COMMIT"))
+}
+"""When, in place of which load: its rows are deleted and not written yet, or its transaction has just ended."""
+
+KILLED = """
+import os, signal, sys
+from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
+from mixpanel_source import settings
+
+settings.LIMITS.update({family: ((100_000, 1.0),) for family in settings.LIMITS})
+moment, replacing = sys.argv[1], []
+execute_sql, commit = DuckDbSqlClient.execute_sql, DuckDbSqlClient.commit_transaction
+
+def executed(self, sql, *args, **kwargs):
+    done = execute_sql(self, sql, *args, **kwargs)
+    if str(sql).startswith('DELETE FROM "mixpanel"."events"'):
+        replacing.append(1)
+        if moment == "DELETE":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+def committed(self, *args, **kwargs):
+    commit(self, *args, **kwargs)
+    if replacing:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+DuckDbSqlClient.execute_sql, DuckDbSqlClient.commit_transaction = executed, committed
+"""
+
+
+def kill(moment: str, code: str, *arguments: str) -> None:
+    """Runs `code` in a process that is killed at the moment."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED + code, moment, *arguments],
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr

@@ -21,10 +21,9 @@ from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.sandbox.faults import Fault
 from mixpanel_source.source import configured_project
 from mixpanel_source.windows import DateRange
-from orchestrators.conftest import FIRST, TODAY, days_from, events_in, events_of, rows
+from orchestrators.conftest import KILLS, MONTH, TODAY, TWICE, events_in, events_of, kill, rows
 from pipelines import airflow_dag
 
-MONTH = days_from(FIRST, 30)
 Exports = Callable[[], list[tuple[str, str]]]
 
 DAILY, BACKFILL, CURRENT = (
@@ -109,6 +108,37 @@ def test_a_mapped_backfill_of_a_month_is_one_straight_load_and_asks_for_no_more_
     assert load(project, straight, ["events"], asked=DateRange(MONTH[0], MONTH[-1])).error is None
     assert events_in(database) == events_in(straight)
     assert len(events_in(database)) == 90 + 2 * 17
+
+
+def test_a_month_in_any_order_twice_with_two_loads_killed_is_one_straight_load(
+    database: Path, exports: Exports, tmp_path: Path
+) -> None:
+    """What the tasks call; the engine itself would need a minute for every ten runs."""
+
+    class Run:
+        start_date = datetime.now(UTC)
+
+    project = configured_project()
+    for n, day in enumerate(TWICE):
+        run = Run()
+        run.start_date = datetime.now(UTC)
+        if n in KILLS:
+            code = """
+from datetime import datetime
+from pipelines.airflow_dag import load_events
+from mixpanel_source.source import configured_project
+class Run:
+    start_date = datetime.fromisoformat(sys.argv[3])
+load_events(configured_project(), sys.argv[2], sys.argv[2], dag_run=Run, refresh=True)
+"""
+            kill(KILLS[n], code, str(day), run.start_date.isoformat())
+        airflow_dag.load_events(project, str(day), str(day), dag_run=run, refresh=True)
+    assert len(KILLS) == 2
+    assert len(exports()) == len(TWICE)  # a retry takes up what the killed one had exported
+    straight = tmp_path / "straight.duckdb"
+    assert load(project, straight, ["events"], asked=DateRange(MONTH[0], MONTH[-1])).error is None
+    assert events_in(database) == events_in(straight)
+    assert len(events_in(database)) == 90
 
 
 def test_what_has_no_interval_is_loaded_as_it_is_now(database: Path) -> None:
