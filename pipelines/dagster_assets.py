@@ -27,7 +27,7 @@ START_DATE = os.environ.get("MIXPANEL_START_DATE", "2024-01-01")
 TIMEZONE = "UTC"
 """That of the project, if it was made before 2023-01-01: its export days are days there."""
 POOL = "mixpanel_duckdb"
-"""DuckDB has one writer, so this is a pool of one: see dagster.yaml. Steps that meet all the same wait for each other."""
+"""DuckDB has one writer, so this is a pool of one: see dagster.yaml. Steps that meet all the same wait in turn."""
 LATE_DAYS = 5
 """Days before yesterday that the schedule loads again, for events that come late: `lookback_days` of the project."""
 SCHEDULED_TABLES = ("profiles",)
