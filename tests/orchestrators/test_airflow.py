@@ -102,8 +102,12 @@ def test_a_mapped_backfill_of_a_month_is_one_straight_load_and_asks_for_no_more_
     done = states(run(BACKFILL, conf=days))
     assert sorted(state for task, _, state in done if task == "load") == ["failed", *["success"] * 5]
     assert len(exports()) == 6
-    assert [state for task, _, state in states(run(BACKFILL, conf=days)) if task == "load"] == ["success"]
-    assert len(exports()) == 7  # the one that failed, once more
+    # Just the one that failed: Airflow decides which, and so how many requests its days are expected to take.
+    again = [state for task, _, state in states(run(BACKFILL, conf=days)) if task == "load"]
+    assert set(again) == {"success"}
+    assert len(exports()) == 6 + len(again)
+    repeated = sorted(exports()[6:])
+    assert (repeated[0][0], repeated[-1][1]) == exports()[1]
     straight = tmp_path / "straight.duckdb"
     assert load(project, straight, ["events"], asked=DateRange(MONTH[0], MONTH[-1])).error is None
     assert events_in(database) == events_in(straight)
