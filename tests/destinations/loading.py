@@ -26,7 +26,7 @@ from mixpanel_source.windows import DateRange
 
 _FILES = ("save", "save_atomic", "atomic_rename", "rename_tree", "delete", "delete_folder")
 _SQL = ("execute_sql", "execute_query", "execute_many", "begin_transaction", "commit_transaction")
-_CLIENTS = {
+CLIENTS = {
     "postgres": ("dlt.destinations.impl.postgres.sql_client", "Psycopg2SqlClient"),
     "ducklake": ("dlt.destinations.impl.duckdb.sql_client", "DuckDbSqlClient"),
     "sqlalchemy": ("dlt.destinations.impl.sqlalchemy.db_api_client", "SqlalchemyClient"),
@@ -59,6 +59,12 @@ def load_into(
     return result
 
 
+def client_class(destination: str) -> Any:
+    """What dlt sends SQL with."""
+    module, name = CLIENTS[destination]
+    return getattr(import_module(module), name)
+
+
 def _count_steps(destination: str, kill_at: int) -> list[int]:
     counted = [0]
 
@@ -73,9 +79,7 @@ def _count_steps(destination: str, kill_at: int) -> list[int]:
 
         return staticmethod(step) if isinstance(original, staticmethod) else step
 
-    module, name = _CLIENTS[destination]
-    client = getattr(import_module(module), name)
-    for class_, names in ((FileStorage, _FILES), (client, _SQL)):
+    for class_, names in ((FileStorage, _FILES), (client_class(destination), _SQL)):
         for method in names:
             if method in vars(class_):
                 setattr(class_, method, stepping(vars(class_)[method]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from typing import Any
 
 import dlt
 import pytest
+from dlt.destinations.exceptions import DatabaseTerminalException
 from dlt.extract import DltSource
 
 from destinations.conftest import KINDS, Place, contents, odd_lines
-from destinations.loading import load_into, project_at
+from destinations.loading import client_class, load_into, project_at
 from mixpanel_source.destinations import Target
-from mixpanel_source.errors import ConfigError
+from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.load import load
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox, SandboxServer
@@ -96,6 +98,37 @@ def test_a_day_that_comes_back_smaller_or_empty_is_smaller_or_empty(
     load_into(place.destination, server.url, date.fromisoformat(days[1]), date.fromisoformat(days[2]))
     expected = contents(straight(server.url, database, days), "events", "event_days")
     assert contents(place.target(), "events", "event_days") == expected
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-duckdb"])
+def test_a_merge_that_stops_half_way_leaves_the_days_as_they_were(
+    kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place(kind)
+    first, last = map(date.fromisoformat, month[:2])
+    load_into(place.destination, server.url, first, last)
+    tables = ("events", "event_days", "rejected_lines")
+    before = contents(place.target(), *tables)
+    client = client_class(place.destination)
+    original = client.execute_sql
+    stopped = []
+
+    def execute_sql(self: Any, sql: Any, *args: Any, **kwargs: Any) -> Any:
+        if insert := re.search(r"INSERT INTO (?!\S*_staging)\S*\bevents\W", str(sql)):
+            stopped.append(sql)
+            if deletes := str(sql)[: insert.start()].strip():  # dlt may send both at once
+                original(self, deletes)
+            raise DatabaseTerminalException(RuntimeError("broken off"))
+        return original(self, sql, *args, **kwargs)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(client, "execute_sql", execute_sql)
+        with pytest.raises(WarehouseError):
+            load_into(place.destination, server.url, first, last)
+    assert stopped
+    assert contents(place.target(), "events") == {"events": before["events"]}
+    load_into(place.destination, server.url, first, last)
+    assert contents(place.target(), *tables) == before
 
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite"])
