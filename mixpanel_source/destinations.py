@@ -302,7 +302,7 @@ def _mapper(base: type[Any], json_type: str) -> type[Any]:
 
 def without_secrets(text: str) -> str:
     """`text` without the passwords of URLs, which drivers put into their messages."""
-    return re.sub(r"(\w://[^:/@\s]*):[^@\n]*@", r"\1:***@", text)
+    return re.sub(r"(\w://[^:/@\s]*):[^\n]*@", r"\1:***@", text)
 
 
 def _first_line(error: BaseException) -> str:
