@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import dlt
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -209,6 +210,30 @@ def drop_staging(pipeline: dlt.Pipeline) -> None:
             client.drop_dataset()
 
 
+@contextmanager
+def lake_opened(target: Target) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with the lake attached so that nothing can be changed, the tables found without the dataset's name.
+
+    Raises ConfigError where the destination is none, WarehouseError where it cannot be opened.
+    """
+    destination = target.destination
+    if destination is None or _type_of(destination) != "ducklake":
+        raise ConfigError("SQL is asked of DuckDB files and of ducklake alone", hint="use the destination's own client")
+    client = destination.client(dlt.Schema(settings.PIPELINE), _bound(destination, target.dataset)).sql_client
+    client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
+    try:
+        connection = client.open_connection()
+        connection.execute("SET TimeZone = 'UTC'")
+        if not client.has_dataset():
+            raise WarehouseError(f"nothing is loaded into {target}", hint="load some data first: mpload load")
+    except (duckdb.Error, DestinationException) as error:
+        raise WarehouseError(f"cannot open {target}: {_first_line(error)}") from None
+    try:
+        yield connection
+    finally:
+        client.close_connection()
+
+
 def _writer_id(path: Path) -> str:
     """What tells this data folder's loads into a dataset from those of others, for good."""
     file = path.with_name(f"{path.name}.writer")
@@ -227,11 +252,13 @@ def _type_of(destination: Destination[Any, Any]) -> str:
     return destination.destination_type.rpartition(".")[2]
 
 
-def _config(destination: Destination[Any, Any], dataset: str) -> Any:
+def _bound(destination: Destination[Any, Any], dataset: str) -> Any:
     spec = destination.spec()
-    if hasattr(spec, "_bind_dataset_name"):
-        spec = spec._bind_dataset_name(dataset_name=dataset)
-    return destination.configuration(spec)
+    return spec._bind_dataset_name(dataset_name=dataset) if hasattr(spec, "_bind_dataset_name") else spec
+
+
+def _config(destination: Destination[Any, Any], dataset: str) -> Any:
+    return destination.configuration(_bound(destination, dataset))
 
 
 def _credentials(destination: Destination[Any, Any]) -> Any:

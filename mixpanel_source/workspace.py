@@ -315,8 +315,16 @@ class Workspace(Closing):
 
     # --- the file
 
-    def sql(self, query: str) -> QueryResult:
-        """The answer of SQL that changes nothing. Raises QueryError with DuckDB's own words."""
+    def sql(self, query: str, *, destination: Any = None, dataset: str = settings_.DATASET) -> QueryResult:
+        """The answer of SQL that changes nothing. Raises QueryError with DuckDB's own words.
+
+        `destination` is a DuckLake to ask in place of the workspace's file.
+        """
+        if destination is not None:
+            from mixpanel_source.destinations import lake_opened, target_of
+
+            with lake_opened(target_of(destination, dataset)) as connection:
+                return warehouse.query(connection, query)
         with self._reading() as connection:
             return warehouse.query(connection, query)
 

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import dlt
+import mpload_here
 import pytest
 from dlt.destinations.exceptions import DatabaseTerminalException
 from dlt.extract import DltSource
 
 from destinations.conftest import KINDS, Place, contents, odd_lines
 from destinations.loading import client_class, load_into, project_at
-from mixpanel_source.destinations import Target
-from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.destinations import Target, lake_opened
+from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
 from mixpanel_source.load import load
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.source import mixpanel_source
+from mixpanel_source.warehouse import query
 from mixpanel_source.windows import DateRange
 
 SPREAD = 20
@@ -172,3 +174,17 @@ def test_a_plain_run_is_not_appended_to_files(server: SandboxServer, project: Pr
     pipeline = dlt.pipeline("plain", destination=files, dataset_name="mixpanel")
     with pytest.raises(Exception, match="cannot load into filesystem"):
         pipeline.run(plain_source(project, "2024-02-01", "2024-02-01"))
+
+
+def test_sql_asks_a_lake_and_changes_nothing(make_place: MakePlace, server: SandboxServer, month: list[str]) -> None:
+    place = make_place("ducklake-sqlite")
+    with pytest.raises(WarehouseError, match=r"cannot open|nothing is loaded"), lake_opened(place.target()):
+        pass
+    load_into(place.destination, server.url, date.fromisoformat(month[0]), date.fromisoformat(month[1]))
+    with lake_opened(place.target()) as connection:
+        assert query(connection, "SELECT count(*), count(DISTINCT event_date) FROM events").rows == [(7, 2)]
+        assert query(connection, "SELECT properties->>'$.distinct_id' FROM events WHERE insert_id LIKE '%02-1'").rows
+        with pytest.raises(MixpanelDataError, match="read-only"):
+            query(connection, "DELETE FROM events")
+    told = mpload_here.run(["sql", "--destination", "ducklake", "--scalar", "SELECT count(*) FROM events"])
+    assert (told.out, told.code) == ("7\n", 0)
