@@ -154,11 +154,19 @@ def test_writers_of_two_machines_lose_nothing_from_the_first_load_on(
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite"])
 def test_the_plain_dlt_way_replaces_exactly_too(
-    kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path, project: Project
+    kind: str,
+    make_place: MakePlace,
+    server: SandboxServer,
+    month: list[str],
+    database: Path,
+    project: Project,
+    tmp_path: Path,
 ) -> None:
     place = make_place(kind)
-    for _ in range(2):
-        pipeline = dlt.pipeline("plain", destination=place.destination, dataset_name="mixpanel")
+    for run in range(2):
+        pipeline = dlt.pipeline(
+            "plain", destination=place.destination, dataset_name="mixpanel", pipelines_dir=str(tmp_path / f"dlt{run}")
+        )
         pipeline.run(plain_source(project, month[0], month[2]))
     assert contents(place.target()) == contents(straight(server.url, database, month[:3]))
 
@@ -171,7 +179,7 @@ def test_what_cannot_replace_a_day_exactly_is_refused(destination: str, server: 
 
 def test_a_plain_run_is_not_appended_to_files(server: SandboxServer, project: Project, tmp_path: Path) -> None:
     files = dlt.destinations.filesystem(str(tmp_path / "files"))
-    pipeline = dlt.pipeline("plain", destination=files, dataset_name="mixpanel")
+    pipeline = dlt.pipeline("plain", destination=files, dataset_name="mixpanel", pipelines_dir=str(tmp_path / "dlt"))
     with pytest.raises(Exception, match="cannot load into filesystem"):
         pipeline.run(plain_source(project, "2024-02-01", "2024-02-01"))
 
