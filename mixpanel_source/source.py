@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -31,6 +32,7 @@ from mixpanel_source.resources.cohort_members import cohort_members as cohort_me
 from mixpanel_source.resources.events import events as events_resource
 from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
+from mixpanel_source.resources.load_package import replace_in_one_transaction
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import report_table
 from mixpanel_source.settings import REPORT_TABLES
@@ -145,6 +147,9 @@ def mixpanel_source(
     A run is one load package, whole or not at all: load a long history in several runs, a month each, say, so that a
     stop loses less. Raises ConfigError here for a date that is none, and for a wrong question.
     """
+    # A run finishes what a stopped one has left before it reads a resource. Where that cannot be, reading one tells.
+    with contextlib.suppress(Exception):
+        replace_in_one_transaction()
     asked = parse_range(from_date, to_date, refresh)
     first_day = parse_day("start_date", start_date)
     filter_ = EventFilter(events or (), where)

@@ -11,6 +11,7 @@ import pytest
 from mixpanel_source.destinations import Support, fitted, target_of, without_secrets
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.resources.load_package import literals
+from mixpanel_source.source import mixpanel_source
 
 
 @pytest.mark.parametrize("name", ["filesystem", "clickhouse", "databricks", "athena", "mssql", "nowhere", "duckdb"])
@@ -50,3 +51,11 @@ def test_u0000_is_written_out_where_text_cannot_hold_it() -> None:
 
 def test_no_event_name_looks_like_ddl_to_dlt() -> None:
     assert literals(["Account Created", "drop"]) == "'Account' || chr(32) || 'Cre' || 'ated', 'dr' || 'op'"
+
+
+def test_what_a_stopped_run_left_is_written_in_a_transaction_too(tmp_path: Path) -> None:
+    pipeline = dlt.pipeline(
+        "left", destination=dlt.destinations.duckdb(str(tmp_path / "x.duckdb")), pipelines_dir=str(tmp_path)
+    )
+    mixpanel_source()
+    assert pipeline.destination.caps_params["supports_transactions"]
