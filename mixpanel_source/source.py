@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,7 @@ from dlt.extract import DltResource
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError
-from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.event_days import LOADED_DAYS_SQL, day_of, loaded_days, moment_of
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project, parse_day, parse_range, parse_since, project_of
@@ -31,6 +32,7 @@ from mixpanel_source.resources.cohort_members import cohort_members as cohort_me
 from mixpanel_source.resources.events import events as events_resource
 from mixpanel_source.resources.group_profiles import group_profiles as group_profiles_resource
 from mixpanel_source.resources.listings import listing_resource
+from mixpanel_source.resources.load_package import replace_in_one_transaction
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import report_table
 from mixpanel_source.settings import REPORT_TABLES
@@ -145,6 +147,9 @@ def mixpanel_source(
     A run is one load package, whole or not at all: load a long history in several runs, a month each, say, so that a
     stop loses less. Raises ConfigError here for a date that is none, and for a wrong question.
     """
+    # A run finishes what a stopped one has left before it reads a resource. Where that cannot be, reading one tells.
+    with contextlib.suppress(Exception):
+        replace_in_one_transaction()
     asked = parse_range(from_date, to_date, refresh)
     first_day = parse_day("start_date", start_date)
     filter_ = EventFilter(events or (), where)
@@ -249,6 +254,7 @@ def last_exports_of(pipeline: dlt.Pipeline) -> dict[date, datetime]:
     """When each day, or a part of it, was exported last, of what the destination of `pipeline` holds."""
     last: dict[date, datetime] = {}
     for day, _, exported_at, *_ in _rows_of(pipeline, LOADED_DAYS_SQL):
+        day, exported_at = day_of(day), moment_of(exported_at)
         last[day] = max(last.get(day, exported_at), exported_at)
     return last
 

@@ -211,18 +211,24 @@ class Workspace(Closing):
         refresh: bool = False,
         events: Sequence[str] = (),
         where: str | None = None,
+        destination: Any = None,
+        dataset: str = settings_.DATASET,
         **options: Any,
     ) -> Any:
         """As `mpload load`: a `LoadResult`; `options` are those of `load.load`.
 
+        `destination` is one of dlt's, by its name or made, that is loaded into in place of the workspace's file.
+
         Raises the error of the first table that failed, after the others were loaded.
         """
+        from mixpanel_source.destinations import Target, target_of
         from mixpanel_source.load import DEFAULT_RESOURCES, load
 
         self._close_connection()
+        into = Target(self.path) if destination is None else target_of(destination, dataset)
         asked = parse_range(from_date, to_date, refresh)
         filter_ = EventFilter(events, where)
-        result = load(self.project, self.path, resources or DEFAULT_RESOURCES, asked=asked, filter_=filter_, **options)
+        result = load(self.project, into, resources or DEFAULT_RESOURCES, asked=asked, filter_=filter_, **options)
         if result.error is not None:
             raise result.error
         return result
@@ -309,8 +315,16 @@ class Workspace(Closing):
 
     # --- the file
 
-    def sql(self, query: str) -> QueryResult:
-        """The answer of SQL that changes nothing. Raises QueryError with DuckDB's own words."""
+    def sql(self, query: str, *, destination: Any = None, dataset: str = settings_.DATASET) -> QueryResult:
+        """The answer of SQL that changes nothing. Raises QueryError with DuckDB's own words.
+
+        `destination` is a DuckLake to ask in place of the workspace's file.
+        """
+        if destination is not None:
+            from mixpanel_source.destinations import lake_opened, target_of
+
+            with lake_opened(target_of(destination, dataset)) as connection:
+                return warehouse.query(connection, query)
         with self._reading() as connection:
             return warehouse.query(connection, query)
 

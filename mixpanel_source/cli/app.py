@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import astuple
 from io import TextIOWrapper
 from itertools import pairwise
@@ -213,6 +213,12 @@ def sql(
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read the SQL from a file.")] = None,
     scalar: Annotated[bool, typer.Option("--scalar", help="Print the one value of the answer as it is.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Allow the SQL to change the database.")] = False,
+    destination: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Ask ducklake, as dlt's config has it, instead of the file.")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(metavar="NAME", help="With --destination: the dataset there.")
+    ] = settings.DATASET,
 ) -> None:
     """Ask the loaded data in SQL. The tables are found by their bare names; nothing is changed without --write.
 
@@ -224,15 +230,29 @@ def sql(
     mpload sql --scalar 'SELECT max(event_time) FROM events'
     mpload sql --file report.sql --format csv > report.csv
     """
-    from mixpanel_source.warehouse import only_value, opened, query_stream
+    from mixpanel_source.warehouse import only_value, query_stream
 
     text = _sql_text(query, file)
-    with opened(options.find_database(), write=write) as connection:
+    with _asked(options, destination, dataset, write) as connection:
         answer = query_stream(connection, text)
         if scalar:
             write_value(*only_value(answer))
         else:
             options.write(answer.columns, answer.rows, answer.types)
+
+
+def _asked(
+    options: GlobalOptions, destination: str | None, dataset: str, write: bool
+) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    if destination is None:
+        from mixpanel_source.warehouse import opened
+
+        return opened(options.find_database(), write=write)
+    from mixpanel_source.destinations import lake_opened, target_of
+
+    if write:
+        raise ConfigError("--write is for DuckDB files", hint="leave out --write, or --destination")
+    return lake_opened(target_of(destination, dataset))
 
 
 def _sql_text(query: str | None, file: Path | None) -> str:

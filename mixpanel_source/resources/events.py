@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from dlt.extract import DltResource
 
 from mixpanel_source.day_counts import planned
+from mixpanel_source.destinations import EXACT_JSON
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports, WindowRows
@@ -55,7 +57,7 @@ REJECTED_LINES_SCHEMA = pa.schema(
     ]
 )
 
-_JSON_COLUMNS: Any = {"properties": {"data_type": "json"}, "extra": {"data_type": "json"}}
+_JSON_COLUMNS: Any = {"properties": {**EXACT_JSON}, "extra": {**EXACT_JSON}}
 
 
 def events(
@@ -101,17 +103,19 @@ def events_package(
     limits: PackageLimits,
     about_to_write: Callable[[], None],
     holds_none_of: Callable[[Sequence[date]], bool],
+    through_file: bool = True,
 ) -> DltResource:
     """The next windows, as the `events` of one load package; at least one, unless none is left.
 
     `about_to_write` is called when the package is complete. `holds_none_of` says whether the destination has no row of
-    some days: appending is then the same as replacing, for less. A window that fails ends the package before it, and
+    some days: appending is then the same as replacing, for less. `through_file` writes the rows ourselves, where the
+    destination takes Parquet. A window that fails ends the package before it, and
     the next one raises its error.
     """
 
     @dlt.resource(name="events", write_disposition="merge")
     def read() -> Iterator[Any]:
-        with ParquetFile(spool_folder()) as file:
+        with ParquetFile(spool_folder()) if through_file else nullcontext() as file:
             package = _EventsPackage(exports, file)
             yield from package.read(limits)
             about_to_write()
