@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mixpanel_source.load import load
     from mixpanel_source.project import Project
     from mixpanel_source.reports import Reports
+    from mixpanel_source.simulation import Amount, simulate
     from mixpanel_source.source import mixpanel_source
     from mixpanel_source.typed import update_typed
     from mixpanel_source.workspace import Workspace
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccountExistsError",
     "AccountNotFoundError",
+    "Amount",
     "AuthenticationError",
     "ConfigError",
     "Credentials",
@@ -63,10 +65,12 @@ __all__ = [
     "__version__",
     "load",
     "mixpanel_source",
+    "simulate",
     "update_typed",
 ]
 
 _HOMES = {
+    "Amount": "simulation",
     "Credentials": "credentials",
     "Discovery": "discovery",
     "MixpanelClient": "client",
@@ -74,6 +78,7 @@ _HOMES = {
     "Reports": "reports",
     "load": "load",
     "mixpanel_source": "source",
+    "simulate": "simulation",
     "update_typed": "typed",
     "Workspace": "workspace",
 }

@@ -177,11 +177,7 @@ class RequestLedger:
         return Key(self.origin, self.project_id, family)
 
     def _limits_of(self, family: ApiFamily) -> Limits:
-        limits = Limits(self._limits[family], self._at_once[family])
-        if family not in settings.HOURLY:
-            return limits
-        shared = [(max(1, int(n * self._share + 1e-9)) if s == limits.longest[1] else n, s) for n, s in limits.rates]
-        return limits._replace(rates=shared)
+        return limits_of(family, self._limits, self._at_once, self._share)
 
     def _used_up(self, family: ApiFamily, needed: float) -> RateLimitError:
         limits = " and ".join(f"{allowed} in {period:.0f} s" for allowed, period in self._limits_of(family).rates)
@@ -191,6 +187,20 @@ class RequestLedger:
             hint=f"the next request is free in {minutes}: allow waiting, or run it again then",
             retry_after=needed,
         )
+
+
+def limits_of(
+    family: ApiFamily,
+    limits: Mapping[ApiFamily, Sequence[tuple[int, float]]],
+    at_once: Mapping[ApiFamily, int],
+    share: float,
+) -> Limits:
+    """Those of one API family, where `share` of its limit by the hour is used."""
+    whole = Limits(limits[family], at_once[family])
+    if family not in settings.HOURLY:
+        return whole
+    shared = [(max(1, int(n * share + 1e-9)) if s == whole.longest[1] else n, s) for n, s in whole.rates]
+    return whole._replace(rates=shared)
 
 
 class Permit:
