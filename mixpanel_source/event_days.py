@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from mixpanel_source.windows import LoadedDay, windows_over
@@ -27,12 +27,23 @@ def loaded_days(rows: Iterable[Sequence[Any]], labels: Sequence[str | None]) -> 
     """
     best: dict[date, dict[str | None, LoadedDay]] = {}
     for day, label, exported_at, complete, count, size in rows:
-        known = best.setdefault(day, {})
-        loaded = LoadedDay(day, exported_at, complete, count, size)
+        known = best.setdefault(day_of(day), {})
+        loaded = LoadedDay(day_of(day), moment_of(exported_at), bool(complete), count, size)
         if label not in known or _rank(loaded) > _rank(known[label]):
             known[label] = loaded
     days = [_day_of(known, labels) for _, known in sorted(best.items())]
     return [day for day in days if day is not None]
+
+
+def day_of(value: date | str) -> date:
+    """A day as a destination gives it: SQLite has text."""
+    return date.fromisoformat(value) if isinstance(value, str) else value
+
+
+def moment_of(value: datetime | str) -> datetime:
+    """A moment as a destination gives it: in UTC, even where it does not say so."""
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _day_of(known: Mapping[str | None, LoadedDay], labels: Sequence[str | None]) -> LoadedDay | None:
@@ -67,9 +78,9 @@ def recorded_otherwise(recorded: Mapping[str | None, int], there: Mapping[str, i
 
 
 def days_scope(column: str, days: Iterable[date]) -> str:
-    """SQL that is true of exactly `days`."""
+    """SQL that is true of exactly `days`. Without DATE, which SQLite does not know: its dates are text."""
     windows = windows_over(days, max_days=1_000_000)
-    return " OR ".join(f"({column} >= DATE '{w.first}' AND {column} <= DATE '{w.last}')" for w in windows)
+    return " OR ".join(f"({column} >= '{w.first}' AND {column} <= '{w.last}')" for w in windows)
 
 
 def _rank(day: LoadedDay) -> tuple[bool, datetime]:

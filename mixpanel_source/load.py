@@ -1,4 +1,4 @@
-"""Runs the source into a DuckDB file, a few windows at a time, and sums up what it loaded."""
+"""Runs the source into a DuckDB file or another destination, a few windows at a time, and sums up what it loaded."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
+from mixpanel_source.destinations import Target, drop_staging
 from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
@@ -73,12 +74,16 @@ class TableLoad:
 class LoadResult:
     """What a load did; `error` is the first that a table met, after the others were finished."""
 
-    database: Path
+    target: Target
     tables: list[TableLoad] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     late_days: list[date] = field(default_factory=list)
     """Settled days that a sweep found late events in, exported again."""
     metrics: LoadMetrics = field(default_factory=LoadMetrics)
+
+    @property
+    def database(self) -> Path:
+        return self.target.path
 
     @property
     def rows(self) -> int:
@@ -95,7 +100,7 @@ class LoadResult:
 
 def load(
     project: Project,
-    database: Path,
+    into: Path | Target,
     resources: Sequence[str] = DEFAULT_RESOURCES,
     *,
     asked: DateRange = DateRange(),
@@ -105,13 +110,20 @@ def load(
     progress: LoadProgress | None = None,
     lock_wait_s: float = 0.0,
 ) -> LoadResult:
-    """Load `resources` of a project into the DuckDB file `database`, each whole or not at all.
+    """Load `resources` of a project into a DuckDB file, or another Target of `target_of`, each whole or not at all.
 
     An error of one resource is kept in the result, and the others are loaded; one that the project's plan does not
     include is left out with a warning, unless it is one of DEFAULT_RESOURCES. Where the project has them, the typed
     tables are in step after it, however the rows were loaded. Raises WarehouseError where the file cannot be written or
     another load works on it, for longer than `lock_wait_s`, ConfigError where the dates or resources cannot be.
+
+    Typed tables, sweeps, `load_runs` and the list of `forget --keep-out` are those of a DuckDB file: elsewhere they are
+    left off.
     """
+    target = into if isinstance(into, Target) else Target(into)
+    database = target.path
+    if not target.is_file:
+        project = replace(project, typed_tables=False, sweep_days=0)
     unknown = [name for name in resources if name not in RESOURCES]
     if unknown:
         raise ConfigError(f"there is no resource {unknown[0]!r}", hint=f"there are: {', '.join(RESOURCES)}")
@@ -120,16 +132,17 @@ def load(
     for name in REPORT_TABLES:
         if name in resources:
             required_questions(project.questions, name)
-    result = LoadResult(database)
+    result = LoadResult(target)
     told = RunMetrics(progress or NoProgress())
 
     def metrics() -> LoadMetrics:
         result.metrics = told.metrics(result.rows, result.days)
         return result.metrics
 
-    check_database(database)
+    if target.is_file:
+        check_database(database)
     with (
-        locked(database, lock_wait_s),
+        locked(database, lock_wait_s, what=target),
         recorded(
             database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
         ),
@@ -137,11 +150,13 @@ def load(
         room = DiskRoom(database, spool_folder(), project.min_free_mb)
         room.check_spool()
         room.check()
-        prepare_database(database)
-        with opened(database) as connection:
-            refuse_snapshots(connection, resources)
-            project = replace(project, kept_out=kept_out_of(connection), stats=told.requests, disk=room)
-        pipeline = open_pipeline(database)
+        project = replace(project, stats=told.requests, disk=room)
+        if target.is_file:
+            prepare_database(database)
+            with opened(database) as connection:
+                refuse_snapshots(connection, resources)
+                project = replace(project, kept_out=kept_out_of(connection))
+        pipeline = open_pipeline(target)
         steps: dict[str, Callable[[TableLoad], None]] = {
             "events": lambda table: _sweep_and_load_events(pipeline, project, asked, filter_, told, table, result),
             "profiles": lambda table: _load_profiles(pipeline, project, profiles, told, table, result),
@@ -157,11 +172,11 @@ def load(
             started = time.monotonic()
             try:
                 if pipeline.has_pending_data:  # of a table that failed; dlt would write it in place of the next one
-                    pipeline = open_pipeline(database)
+                    pipeline = open_pipeline(target)
                 room.check()
-                with own_errors(database):
+                with own_errors(target):
                     if name in LISTINGS:
-                        _load_listing(pipeline, project, told, database, LISTINGS[name], table)
+                        _load_listing(pipeline, project, told, target, LISTINGS[name], table)
                     else:
                         steps[name](table)
             except ConfigError:
@@ -180,6 +195,8 @@ def load(
                 _typed_tables_in_step(database, told)
             except MixpanelDataError as error:
                 result.tables.append(TableLoad("typed_tables", error=error))
+        if not target.is_file:
+            drop_staging(pipeline)
     return result
 
 
@@ -246,7 +263,7 @@ def _load_events(
     told = _Counted(progress)
     days: set[date] = set()
     progress.planned(forecast := plan.forecast())
-    if project.disk is not None:
+    if project.disk is not None and result.target.is_file:
         project.disk.check_forecast(forecast, {day.day for day in loaded})
     with (
         project.client(kept.folder) as client,
@@ -256,10 +273,14 @@ def _load_events(
             while not exports.is_done:
                 told.begin()
                 events = partial(
-                    events_package, exports, PackageLimits(), holds_none_of=partial(_holds_none_of, pipeline)
+                    events_package,
+                    exports,
+                    PackageLimits(),
+                    holds_none_of=partial(_holds_none_of, pipeline),
+                    through_file=result.target.is_file,
                 )
                 and_then = partial(_keep_up, exports, told) if project.typed_tables else None
-                run_package(pipeline, result.database, progress, "events", events, and_then)
+                run_package(pipeline, result.target, progress, "events", events, and_then)
                 exports.committed()
                 table.rows += told.rows
                 days |= told.days
@@ -325,7 +346,7 @@ def _load_profiles(
         profiles_resource, lambda: project, asked, on_page=progress.profiles, warn=result.warnings.append
     )
     and_then = _keep_in_step if project.typed_tables else None
-    run_package(pipeline, result.database, progress, asked.table, profiles, and_then)
+    run_package(pipeline, result.target, progress, asked.table, profiles, and_then)
     _count_rows(pipeline, table)
 
 
@@ -363,8 +384,8 @@ def _load_group_profiles(
     for id_ in required_group_ids(project.data_group_ids):
         group = partial(group_profiles_resource, lambda: project, [id_], on_page=progress.profiles)
         try:
-            with own_errors(result.database):
-                run_package(pipeline, result.database, progress, "group_profiles", group)
+            with own_errors(result.target):
+                run_package(pipeline, result.target, progress, "group_profiles", group)
         except FAILS_ALONE as error:
             failed.append(error)
             result.warnings.append(f"the group profiles of {id_} are as before: {error.message}")
@@ -386,7 +407,7 @@ def _load_members(
     with project.client() as client:
         walks = CohortWalks(client, asked, progress.profiles, project.kept_out)
         while not walks.is_done:
-            run_package(pipeline, result.database, progress, "cohort_members", partial(members_package, walks))
+            run_package(pipeline, result.target, progress, "cohort_members", partial(members_package, walks))
             _count_rows(pipeline, table)
         result.warnings += walks.warnings()
         walks.raise_failed()
@@ -405,7 +426,7 @@ def _load_reports(
     with project.client() as client:
         loads = ReportLoads(client, project, table.table, asked, known)
         while not loads.is_done:
-            run_package(pipeline, result.database, progress, table.table, partial(reports_package, loads))
+            run_package(pipeline, result.target, progress, table.table, partial(reports_package, loads))
             _count_rows(pipeline, table)
             table.days = len(loads.days)
         result.warnings += loads.warnings()
@@ -413,10 +434,10 @@ def _load_reports(
 
 
 def _load_listing(
-    pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, database: Path, listing: Listing, table: TableLoad
+    pipeline: dlt.Pipeline, project: Project, progress: LoadProgress, target: Target, listing: Listing, table: TableLoad
 ) -> None:
     rows = partial(listing_resource, listing, lambda: project)
-    run_package(pipeline, database, progress, listing.table, rows)
+    run_package(pipeline, target, progress, listing.table, rows)
     _count_rows(pipeline, table)
 
 

@@ -1,4 +1,4 @@
-"""The dlt pipeline that fills a DuckDB file: opening it, and writing one load package after the other."""
+"""The dlt pipeline that a load goes through: opening it, and writing one load package after the other."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from dlt.pipeline.exceptions import PipelineStepFailed
 from filelock import FileLock, Timeout
 
 from mixpanel_source import settings
+from mixpanel_source.destinations import Target, without_secrets
 from mixpanel_source.errors import MixpanelDataError, TableExistsError, WarehouseError
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.source import source_of
@@ -81,18 +82,18 @@ def duckdb_destination(database: Path) -> Destination[Any, Any]:
     )
 
 
-def open_pipeline(database: Path) -> dlt.Pipeline:
-    """The pipeline that fills `database`, in step with it and with nothing left over from a stopped run."""
+def open_pipeline(target: Target) -> dlt.Pipeline:
+    """The pipeline that fills `target`, in step with it and with nothing left over from a stopped run."""
     for name, value in _SETTINGS.items():
         # With the pipeline's name in front: other pipelines of this process have settings of their own.
         os.environ.setdefault(f"{settings.PIPELINE.upper()}__{name}", value)
     pipeline = dlt.pipeline(
         settings.PIPELINE,
-        destination=duckdb_destination(database),
-        dataset_name=settings.DATASET,
-        pipelines_dir=str(pipelines_folder(database)),
+        destination=target.destination or duckdb_destination(target.path),
+        dataset_name=target.dataset,
+        pipelines_dir=str(pipelines_folder(target.path)),
     )
-    with own_errors(database):
+    with own_errors(target):
         if pipeline.has_pending_data:
             # Completing it could write rows twice whose job was done but not yet noted; its days are exported anew.
             # Nor can every package be aborted (dlt refuses one that only its last note misses): all that counts is
@@ -106,7 +107,7 @@ def open_pipeline(database: Path) -> dlt.Pipeline:
 
 def run_package(
     pipeline: dlt.Pipeline,
-    database: Path,
+    target: Target,
     progress: LoadProgress,
     table: str,
     resource: Callable[..., DltResource],
@@ -114,14 +115,15 @@ def run_package(
 ) -> None:
     """Load one package: what `resource` is for the `about_to_write` it is given.
 
-    `and_then` is called with a connection once it is written, before others can read the database or Ctrl-C ends it.
+    `and_then` is called with a connection once it is written, before others can read the database or Ctrl-C ends it;
+    only a DuckDB file has one.
     """
-    with _Writing(database, progress, table) as writing:
+    with _Writing(target, progress, table) as writing:
         before = pipeline.last_trace
         try:
             info = pipeline.run(source_of(resource(about_to_write=writing.begin)))
         finally:
-            keep_trace(last_trace(pipeline, before), database, table)
+            keep_trace(last_trace(pipeline, before), target.path, table)
         writing.ended(info.loads_ids)
         if and_then is not None and writing.connection is not None:
             began = time.monotonic()
@@ -165,8 +167,8 @@ def refuse_snapshots(connection: duckdb.DuckDBPyConnection, resources: Sequence[
 class _Writing:
     """From when a load package is ready until it is written: readers wait, and Ctrl-C lets it be finished."""
 
-    def __init__(self, database: Path, progress: LoadProgress, resource: str) -> None:
-        self._database = database
+    def __init__(self, target: Target, progress: LoadProgress, resource: str) -> None:
+        self._target = target
         self._progress = progress
         self._resource = resource
         self._held = ExitStack()
@@ -175,15 +177,18 @@ class _Writing:
         """Once it has begun."""
 
     def begin(self) -> None:
-        """Raises WarehouseError where a program reads the database and goes on for READERS_WAIT_S.
+        """Raises WarehouseError where another program keeps the database for READERS_WAIT_S.
 
         And TableExistsError where a snapshot has taken the table's name meanwhile.
         """
         self._progress.writing()
-        # Only as long as a connection is open does DuckDB keep others out; dlt opens and closes its own ones.
-        waiting = connected(self._database, wait_s=READERS_WAIT_S, on_wait=self._progress.waiting)
-        self.connection = self._held.enter_context(waiting)
-        refuse_snapshots(self.connection, [self._resource])
+        if self._target.is_file:
+            # Only as long as a connection is open does DuckDB keep others out; dlt opens and closes its own ones.
+            waiting = connected(self._target.path, wait_s=READERS_WAIT_S, on_wait=self._progress.waiting)
+            self.connection = self._held.enter_context(waiting)
+            refuse_snapshots(self.connection, [self._resource])
+        else:
+            self._held.enter_context(self._target.written_alone(READERS_WAIT_S))
         self._held.enter_context(_finishing(self._progress.interrupted))
         self._began = time.monotonic()
 
@@ -234,15 +239,19 @@ def _finishing(on_interrupt: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def locked(database: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Holds the database against other loads. Raises WarehouseError where another one has it, for `wait_s`."""
+def locked(database: Path, wait_s: float = 0.0, *, what: object = None) -> Iterator[None]:
+    """Holds the database against other loads. Raises WarehouseError where another one has it, for `wait_s`.
+
+    `what` it is called, where `database` only stands for it.
+    """
     try:
         database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(lock_path(database))
         lock.acquire(timeout=wait_s, poll_interval=_LOCK_POLL_S)
     except Timeout:
         raise WarehouseError(
-            f"another load works on {database}", hint="wait for it to end; what it loads need not be loaded again"
+            f"another load works on {what or database}",
+            hint="wait for it to end; what it loads need not be loaded again",
         ) from None
     except OSError as error:
         raise WarehouseError(
@@ -255,7 +264,7 @@ def locked(database: Path, wait_s: float = 0.0) -> Iterator[None]:
 
 
 @contextmanager
-def own_errors(database: Path) -> Iterator[None]:
+def own_errors(target: Target) -> Iterator[None]:
     """Turns the failure of a pipeline step into the error of ours that caused it."""
     try:
         yield
@@ -270,10 +279,10 @@ def own_errors(database: Path) -> Iterator[None]:
         holder = re.search(r"lock on file.*PID (\d+)", str(root), re.DOTALL)
         if holder is not None:
             raise WarehouseError(
-                f"another process (PID {holder[1]}) opened {database} while it was loaded", hint=again
+                f"another process (PID {holder[1]}) opened {target} while it was loaded", hint=again
             ) from None
         step = f" in step {failed.step}" if isinstance(failed, PipelineStepFailed) else ""
         if isinstance(root, OSError) and root.strerror:
             raise data_folder_error(root) from None
-        problem = first_line(root)
-        raise WarehouseError(f"writing {database} failed{step}: {problem}", hint=hint_of(problem) or again) from None
+        problem = without_secrets(first_line(root))
+        raise WarehouseError(f"writing {target} failed{step}: {problem}", hint=hint_of(problem) or again) from None

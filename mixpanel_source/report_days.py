@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from typing import Any
 
 from mixpanel_source import settings
+from mixpanel_source.event_days import day_of, moment_of
 from mixpanel_source.project import Project
 from mixpanel_source.report_questions import RETENTION, Question
 from mixpanel_source.windows import (
@@ -40,10 +42,10 @@ class ReportDay:
     complete: bool
 
 
-def report_days(rows: Iterable[Sequence[object]], table: str) -> list[ReportDay]:
+def report_days(rows: Iterable[Sequence[Any]], table: str) -> list[ReportDay]:
     """The days of `table` in rows of REPORT_DAYS_SQL."""
     return [
-        ReportDay(report, question, day, asked_at, bool(complete) and status == 0)  # type: ignore[arg-type]
+        ReportDay(report, question, day_of(day), moment_of(asked_at), bool(complete) and status == 0)
         for table_name, report, question, day, asked_at, complete, status in rows
         if table_name == table
     ]

@@ -20,7 +20,7 @@ from dlt.extract import DltResource
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError
-from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.event_days import LOADED_DAYS_SQL, day_of, loaded_days, moment_of
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project, parse_day, parse_range, parse_since, project_of
@@ -249,6 +249,7 @@ def last_exports_of(pipeline: dlt.Pipeline) -> dict[date, datetime]:
     """When each day, or a part of it, was exported last, of what the destination of `pipeline` holds."""
     last: dict[date, datetime] = {}
     for day, _, exported_at, *_ in _rows_of(pipeline, LOADED_DAYS_SQL):
+        day, exported_at = day_of(day), moment_of(exported_at)
         last[day] = max(last.get(day, exported_at), exported_at)
     return last
 

@@ -211,18 +211,24 @@ class Workspace(Closing):
         refresh: bool = False,
         events: Sequence[str] = (),
         where: str | None = None,
+        destination: Any = None,
+        dataset: str = settings_.DATASET,
         **options: Any,
     ) -> Any:
         """As `mpload load`: a `LoadResult`; `options` are those of `load.load`.
 
+        `destination` is one of dlt's, by its name or made, that is loaded into in place of the workspace's file.
+
         Raises the error of the first table that failed, after the others were loaded.
         """
+        from mixpanel_source.destinations import Target, target_of
         from mixpanel_source.load import DEFAULT_RESOURCES, load
 
         self._close_connection()
+        into = Target(self.path) if destination is None else target_of(destination, dataset)
         asked = parse_range(from_date, to_date, refresh)
         filter_ = EventFilter(events, where)
-        result = load(self.project, self.path, resources or DEFAULT_RESOURCES, asked=asked, filter_=filter_, **options)
+        result = load(self.project, into, resources or DEFAULT_RESOURCES, asked=asked, filter_=filter_, **options)
         if result.error is not None:
             raise result.error
         return result

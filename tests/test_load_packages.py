@@ -23,6 +23,7 @@ from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
 from export_lines import day_lines
 
 from mixpanel_source import settings
+from mixpanel_source.destinations import Target
 from mixpanel_source.errors import QueryError, ServerError, WarehouseError
 from mixpanel_source.load import load
 from mixpanel_source.pipeline import open_pipeline
@@ -292,7 +293,7 @@ def test_nothing_of_the_data_stays_in_dlts_folder(
     kept = [path for path in pipelines_folder(database).rglob("*") if path.is_file()]
     assert kept
     assert not [path for path in kept if path.suffix == ".parquet" or b"PLANTED-PROFILE" in path.read_bytes()]
-    assert len(open_pipeline(database).list_completed_load_packages()) == 2
+    assert len(open_pipeline(Target(database)).list_completed_load_packages()) == 2
 
 
 def test_what_broken_off_extractions_leave_is_gone_with_the_next_load(

@@ -31,7 +31,7 @@ from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
 from mixpanel_source.cli.words import metrics_in_words
 from mixpanel_source.errors import ConfigError
-from mixpanel_source.settings import REPORT_TABLES
+from mixpanel_source.settings import DATASET, REPORT_TABLES
 
 if TYPE_CHECKING:
     from mixpanel_source.load import LoadResult
@@ -124,6 +124,19 @@ def load(
             help="Whether each event's table with a column for each property is kept in step.  [default: yes]",
         ),
     ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Load into postgres, ducklake or another destination that dlt's config and secrets tell of, instead of"
+            " the DuckDB file.",
+            autocompletion=one_of("postgres", "ducklake", "motherduck", "sqlalchemy"),
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --destination: the dataset (schema) there.  [default: mixpanel]"),
+    ] = None,
     history: Annotated[
         bool,
         typer.Option("--history", help="With profiles or cohort_members: keep what was, in a table of its own."),
@@ -141,8 +154,10 @@ def load(
     mpload load profiles --profiles-where 'properties["plan"] == "pro"'
     mpload load cohort_members --cohort 501 --history
     mpload load segmentation funnel_steps --from 2024-01-01
+    mpload load --destination postgres --from 2024-01-01
     """
     from mixpanel_source.cli.progress import LoadDisplay
+    from mixpanel_source.destinations import Target, target_of
     from mixpanel_source.engage import MembersAsked, ProfilesAsked
     from mixpanel_source.exports import EventFilter
     from mixpanel_source.load import DEFAULT_RESOURCES, RESOURCES, WITH_DAYS, dates_of
@@ -154,6 +169,8 @@ def load(
         ("--to", to_date),
         ("--start-date", start_date),
         ("--profiles-since", profiles_since),
+        ("--destination", destination),
+        ("--dataset", dataset),
     )
     wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
     refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
@@ -171,6 +188,10 @@ def load(
     _refuse_without(resources or (), ("--group", group), resources=("group_profiles",))
     _refuse_without(resources or (), ("--cohort", cohort), resources=("cohort_members",))
     _refuse_without(resources or (), ("--history", history or None), resources=("profiles", "cohort_members"))
+    if dataset is not None and destination is None:
+        raise ConfigError("--dataset goes with --destination", hint="the dataset of a DuckDB file is mixpanel")
+    if typed_tables and destination is not None:
+        raise ConfigError("typed tables are made in DuckDB files alone", hint="leave out --typed-tables")
     account = options.find_account()
     display = LoadDisplay(options.quiet)
     project = project_of(
@@ -200,7 +221,7 @@ def load(
         parse_since("--profiles-since", profiles_since),
         history and "profiles" in names,
     )
-    database = options.find_database(account)
+    into = target_of(destination, dataset or DATASET) if destination else Target(options.find_database(account))
     without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
     if without_days and (from_date or to_date):
         options.say(f"the dates do not apply to {', '.join(without_days)}: loaded as they are now")
@@ -209,7 +230,7 @@ def load(
     with display.shown():
         result = load_tables(
             project,
-            database,
+            into,
             names,
             asked=asked,
             filter_=EventFilter(event or (), where),
@@ -247,7 +268,7 @@ def load(
         news = f"no new {', '.join(idle)}" if loaded else "nothing new"
         options.say(f"{news}: every day asked for is there and complete")
     if loaded:
-        options.say(f"loaded into {database}")
+        options.say(f"loaded into {into}")
 
 
 def _tell_metrics(options: GlobalOptions, result: LoadResult) -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from dlt.extract import DltResource
 
 from mixpanel_source.day_counts import planned
+from mixpanel_source.destinations import EXACT_JSON
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.event_days import days_scope
 from mixpanel_source.exports import EventFilter, Exports, WindowRows
@@ -55,7 +57,9 @@ REJECTED_LINES_SCHEMA = pa.schema(
     ]
 )
 
-_JSON_COLUMNS: Any = {"properties": {"data_type": "json"}, "extra": {"data_type": "json"}}
+_JSON_COLUMNS: Any = {"properties": {**EXACT_JSON}, "extra": {**EXACT_JSON}}
+_REJECTED_COLUMNS: Any = {"raw": {"data_type": "binary"}}
+"""Said, as not every destination gets it in Arrow's way."""
 
 
 def events(
@@ -101,17 +105,19 @@ def events_package(
     limits: PackageLimits,
     about_to_write: Callable[[], None],
     holds_none_of: Callable[[Sequence[date]], bool],
+    through_file: bool = True,
 ) -> DltResource:
     """The next windows, as the `events` of one load package; at least one, unless none is left.
 
     `about_to_write` is called when the package is complete. `holds_none_of` says whether the destination has no row of
-    some days: appending is then the same as replacing, for less. A window that fails ends the package before it, and
+    some days: appending is then the same as replacing, for less. `through_file` writes the rows ourselves, where the
+    destination takes Parquet. A window that fails ends the package before it, and
     the next one raises its error.
     """
 
     @dlt.resource(name="events", write_disposition="merge")
     def read() -> Iterator[Any]:
-        with ParquetFile(spool_folder()) as file:
+        with ParquetFile(spool_folder()) if through_file else nullcontext() as file:
             package = _EventsPackage(exports, file)
             yield from package.read(limits)
             about_to_write()
@@ -140,7 +146,7 @@ class _EventsPackage:
         replace_in_one_transaction()
         # `events` comes last: the other tables start from the hints that the resource has by then.
         yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
-        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
+        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", columns=_REJECTED_COLUMNS)
         yield _hinted(parsing.SCHEMA, "events", columns=_JSON_COLUMNS)
         size = largest = 0
         while rows is not None:
@@ -202,7 +208,9 @@ class _EventsPackage:
         if not self._days:
             return
         yield _hinted(EVENT_DAYS_SCHEMA, "event_days", self._scope(partial(_days_scope, "day")))
-        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", self._scope(partial(_days_scope, "from_date")))
+        yield _hinted(
+            REJECTED_LINES_SCHEMA, "rejected_lines", self._scope(partial(_days_scope, "from_date")), _REJECTED_COLUMNS
+        )
         if set(self._days) == {EventFilter()} and holds_none_of(self._days[EventFilter()]):
             yield dlt.mark.with_hints(
                 with_load_id(parsing.SCHEMA.empty_table()), dlt.mark.make_hints(write_disposition="append")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -16,12 +17,18 @@ from dlt.common.storages.exceptions import CurrentLoadPackageStateNotAvailable
 from dlt.common.storages.load_package import load_package_state
 
 from mixpanel_source.client import MixpanelClient
+from mixpanel_source.destinations import fitted, keep_promises, support_of
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.rate_limit import SHORT_WAIT_S
 
 
 def with_load_id(table: pa.Table) -> pa.Table:
-    """`table` with its `_dlt_load_id`, which dlt adds to Arrow tables only where its config says so."""
+    """`table` with its `_dlt_load_id`, which dlt adds to Arrow tables only where its config says so.
+
+    And fit for the destination.
+    """
+    if (destination := _destination()) is not None:
+        table = fitted(table, support_of(destination))
     try:
         load_id = load_package_state()["load_id"]
     except CurrentLoadPackageStateNotAvailable:  # read without a pipeline
@@ -103,30 +110,32 @@ def hash_of(*parts: str) -> str:
 
 def literals(texts: Iterable[str]) -> str:
     """`texts` as the literals of a scope, with commas between them."""
-    return ", ".join(f"'{text.translate(_IN_LITERAL)}'" for text in texts)
+    return ", ".join(f"'{_DDL.sub(_APART, text.translate(_IN_LITERAL))}'" for text in texts)
 
 
 # dlt formats the scope, so braces are doubled. It splits it at semicolons and line ends, and a scope that holds
-# ALTER SCHEMA it runs without a transaction: inside literals too.
+# ALTER SCHEMA it runs without a transaction, and on some destinations one with ALTER, CREATE or DROP: inside literals
+# too.
 _IN_LITERAL: dict[int, str] = {
     **{code: f"' || chr({code}) || '" for code in (*range(33), ord(";"), 0x85, 0x2028, 0x2029)},
     **str.maketrans({"'": "''", "{": "{{", "}": "}}"}),
 }
 
 
-def replace_in_one_transaction() -> None:
-    """Has dlt delete and write the rows of a table in one transaction, where the destination can do that.
+_DDL = re.compile(r"(?i)(?<=al)(?=ter)|(?<=cre)(?=ate)|(?<=dr)(?=op)")
+_APART = "' || '"
 
-    dlt's DuckDB destination says of its transactions only that they may hold DDL, and so gets none for the two
-    statements of a merge (dlt 1.31): killed between them, a load would leave days empty that were there before.
-    """
+
+def replace_in_one_transaction() -> None:
+    """As `keep_promises`, for the destination of the pipeline that a resource is read for. Raises ConfigError."""
+    if (destination := _destination()) is not None:
+        keep_promises(destination)
+
+
+def _destination() -> Any:
+    """None where a resource is read without a pipeline."""
     context = Container()[PipelineContext]
-    destination = getattr(context.pipeline(), "destination", None) if context.is_active() else None
-    if destination is None:
-        return
-    capabilities = destination.capabilities()
-    if capabilities.supports_ddl_transactions and not capabilities.supports_transactions:
-        destination.caps_params["supports_transactions"] = True
+    return getattr(context.pipeline(), "destination", None) if context.is_active() else None
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ from dlt.extract import DltResource
 
 from mixpanel_source.bodies import ProfilePages
 from mixpanel_source.client import compact
+from mixpanel_source.destinations import EXACT_JSON
 from mixpanel_source.engage import LAST, PROFILES_HISTORY, ProfilesAsked
 from mixpanel_source.kept_out import KeptOut
 from mixpanel_source.parsing import profiles as parsing
@@ -30,7 +31,7 @@ from mixpanel_source.resources.load_package import (
 
 logger = logging.getLogger(__name__)
 
-COLUMNS: Any = {"properties": {"data_type": "json"}, "last_seen": {"data_type": "timestamp", "timezone": False}}
+COLUMNS: Any = {"properties": {**EXACT_JSON}, "last_seen": {"data_type": "timestamp", "timezone": False}}
 """Hints for what Arrow cannot say of parsing.SCHEMA."""
 
 _CAME = "distinct_id IN (SELECT distinct_id FROM {staging_table})"

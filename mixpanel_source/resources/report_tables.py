@@ -15,6 +15,7 @@ import pyarrow as pa
 from dlt.extract import DltResource
 
 from mixpanel_source.client import MixpanelClient
+from mixpanel_source.destinations import EXACT_JSON
 from mixpanel_source.engage import FAILS_ALONE
 from mixpanel_source.errors import MixpanelDataError, PlanError, ServerError
 from mixpanel_source.event_days import days_scope
@@ -259,5 +260,5 @@ def _items(
 def _columns(table: str) -> Any:
     """Hints for what Arrow cannot say of the table's schema."""
     names = parsing.SCHEMAS[table].names
-    json_columns = {name: {"data_type": "json"} for name in parsing.JSON_COLUMNS if name in names}
+    json_columns = {name: {**EXACT_JSON} for name in parsing.JSON_COLUMNS if name in names}
     return {**json_columns, "starts_at": {"data_type": "timestamp", "timezone": False}}

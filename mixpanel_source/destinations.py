@@ -1,0 +1,293 @@
+"""Where rows go: a DuckDB file, or another of dlt's destinations; what each of them needs to keep our promises.
+
+Exact days need DELETE and INSERT in one transaction, and lossless JSON a column that keeps the text. Which destinations
+have both is written down here, by what was run or by dlt's code: what is not listed is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import dlt
+import pyarrow as pa
+import pyarrow.compute as pc
+from dlt.common.configuration.exceptions import ConfigurationException
+from dlt.common.destination import Destination
+from dlt.common.destination.exceptions import DestinationException
+from dlt.common.exceptions import MissingDependencyException
+from filelock import FileLock, Timeout
+
+from mixpanel_source import settings
+from mixpanel_source.errors import ConfigError, WarehouseError
+
+EXACT_JSON: Any = {"data_type": "json", "x-exact-json": True}
+"""The hint for a column of JSON text that is to stay the very text."""
+
+JsonAs = Literal["json", "text"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """How a destination keeps what it is given."""
+
+    json_type: str | None = None
+    """The type that EXACT_JSON becomes: None is dlt's own, `text` what dlt has for text."""
+    has_nul: bool = True
+    """Whether its text may hold U+0000."""
+    has_bytes_in_arrow: bool = True
+    """Whether dlt can hand it Arrow's binary columns: not as CSV."""
+
+
+SUPPORT: Final[dict[str, Support]] = {
+    "duckdb": Support(),
+    "motherduck": Support(),
+    "ducklake": Support(),
+    "postgres": Support(json_type="json", has_nul=False, has_bytes_in_arrow=False),
+    "sqlalchemy": Support(json_type="text"),
+    "snowflake": Support(json_type="text"),
+    "bigquery": Support(json_type="text"),
+    "redshift": Support(json_type="text", has_nul=False),
+}
+"""By dlt's name. Of `sqlalchemy`, SQLite alone."""
+
+_REFUSED: Final[dict[str, str]] = {
+    "filesystem": "files are only ever added to, or merged row by row: a day that comes again would be there twice, or"
+    " keep rows that are gone",
+    "clickhouse": "ClickHouse has no transaction: a day would be missing while it is replaced, and after a stop",
+    "databricks": "dlt has no transaction there: a day would be missing while it is replaced, and after a stop",
+    "athena": "Athena has no transaction: a day would be missing while it is replaced, and after a stop",
+    "dremio": "Dremio has no transaction: a day would be missing while it is replaced, and after a stop",
+    "synapse": "dlt merges without a transaction there: a day would be missing while it is replaced, and after a stop",
+}
+_ELSEWHERE: Final = "load into DuckDB, DuckLake or Postgres, and go on from there"
+
+
+def support_of(destination: Destination[Any, Any]) -> Support:
+    """Raises ConfigError for a destination that would not keep days exact, or JSON as it is."""
+    type_ = _type_of(destination)
+    if type_ in SUPPORT and not (type_ == "sqlalchemy" and _dialect(destination) != "sqlite"):
+        return SUPPORT[type_]
+    why = _REFUSED.get(type_, "whether days would be replaced exactly there is not known")
+    raise ConfigError(f"cannot load into {type_}: {why}", hint=_ELSEWHERE)
+
+
+def keep_promises(destination: Destination[Any, Any]) -> None:
+    """Has dlt replace the rows of a table in one transaction, and keep JSON as it is. Raises as `support_of`.
+
+    dlt says of most destinations only that their transactions may hold DDL, or nothing at all, and so gives the two
+    statements of a merge none (dlt 1.31): killed between them, a load would leave days empty that were there before.
+    """
+    support = support_of(destination)
+    destination.caps_params["supports_transactions"] = True
+    if support.json_type is not None and "type_mapper" not in destination.caps_params:
+        mapper = _mapper(destination.capabilities().type_mapper, support.json_type)
+        destination.caps_params["type_mapper"] = mapper
+
+
+def fitted(table: pa.Table, support: Support) -> pa.Table:
+    """`table` with what a destination cannot take in its place: bytes as their hex, U+0000 as the text `\\u0000`."""
+    for index, field in enumerate(table.schema):
+        column = table.column(index)
+        if not support.has_nul and pa.types.is_string(field.type):
+            column = pc.replace_substring(column, "\0", "\\u0000")
+        elif not support.has_bytes_in_arrow and pa.types.is_binary(field.type):
+            hexes = [None if value is None else "\\x" + value.hex() for value in column.to_pylist()]
+            column = pa.chunked_array([pa.array(hexes, pa.string())])
+        if column is not table.column(index):
+            table = table.set_column(index, pa.field(field.name, column.type), column)
+    return table
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a load fills. `path` is the DuckDB file; of another destination what its lock and folders are named by."""
+
+    path: Path
+    destination: Destination[Any, Any] | None = None
+    dataset: str = settings.DATASET
+    where: str = ""
+    """In words, without a secret."""
+
+    @property
+    def is_file(self) -> bool:
+        return self.destination is None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.is_file else f"{self.where}, dataset {self.dataset}"
+
+    @contextmanager
+    def written_alone(self, wait_s: float) -> Iterator[None]:
+        """Keeps those of other machines from writing to the same dataset, where its database can tell of them.
+
+        Two merges at once of a day that is not there yet would leave it twice, and two that make the tables fail.
+        """
+        if self.destination is None:
+            yield
+            return
+        url = _postgres_url(self.destination)
+        file = None if url else _database_file(self.destination)
+        if url is not None:
+            with _advisory_lock(url, self.dataset):
+                yield
+        elif file is not None:
+            lock = FileLock(f"{file}.lock")
+            try:
+                lock.acquire(timeout=wait_s)
+            except Timeout:
+                raise WarehouseError(
+                    f"another load writes to {self.where}", hint="run the same command again"
+                ) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        else:
+            yield
+
+
+def target_of(destination: str | Destination[Any, Any], dataset: str = settings.DATASET) -> Target:
+    """What `destination` is: a name that dlt's config tells of, or one of `dlt.destinations`.
+
+    A staging dataset of its own is part of it: merges of several writers through one lose rows. Raises
+    ConfigError where it is not configured, its packages are missing, or it is refused.
+    """
+    if not dataset or not dataset.strip():
+        raise ConfigError("a dataset needs a name")
+    try:
+        made = Destination.from_reference(destination)
+        assert made is not None
+        type_ = _type_of(made)
+        if type_ == "duckdb":
+            raise ConfigError("a DuckDB file is loaded into without a destination", hint="name it with --db, or MP_DB")
+        keep_promises(made)
+        config = _config(made, dataset)
+    except (ConfigurationException, DestinationException) as error:
+        raise ConfigError(f"cannot load into {destination}: {_first_line(error)}", hint=_HOW) from None
+    except MissingDependencyException as error:
+        raise ConfigError(f"{destination} needs more packages: {_first_line(error)}", hint=_EXTRAS) from None
+    place = str(config)
+    key = hashlib.sha256(f"{type_}\n{made.destination_name}\n{place}\n{config.fingerprint()}".encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w-]", "_", dataset)[:40]
+    folder = settings.data_folder() / "destinations" / f"{type_}-{key}"
+    target = Target(folder / name, made, dataset, f"{type_} ({place})" if place else type_)
+    made.config_params["staging_dataset_name_layout"] = f"%s_staging_{_writer_id(target.path)}"
+    return target
+
+
+_HOW: Final = "put its credentials into .dlt/secrets.toml, or DESTINATION__... of the environment, as dlt has them"
+_EXTRAS: Final = "pip install 'mixpanel-source[postgres]', [ducklake] or [sqlalchemy], or dlt's own extra"
+
+
+def drop_staging(pipeline: dlt.Pipeline) -> None:
+    """Remove the writer's own staging dataset; the next load makes it anew."""
+    with pipeline.sql_client() as client, suppress(Exception), client.with_staging_dataset():
+        if client.has_dataset():
+            client.drop_dataset()
+
+
+def _writer_id(path: Path) -> str:
+    """What tells this data folder's loads into a dataset from those of others, for good."""
+    file = path.with_name(f"{path.name}.writer")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError), file.open("x", encoding="utf-8") as new:
+            new.write(f"w{uuid.uuid4().hex[:8]}")
+        written = file.read_text("utf-8")
+    except OSError as error:
+        raise WarehouseError(f"cannot write in {path.parent}: {error.strerror}") from error
+    # Another process may be about to write it; no load of its begins before ours has ended.
+    return written if re.fullmatch(r"w[0-9a-f]{8}", written) else f"w{uuid.uuid4().hex[:8]}"
+
+
+def _type_of(destination: Destination[Any, Any]) -> str:
+    return destination.destination_type.rpartition(".")[2]
+
+
+def _config(destination: Destination[Any, Any], dataset: str) -> Any:
+    spec = destination.spec()
+    if hasattr(spec, "_bind_dataset_name"):
+        spec = spec._bind_dataset_name(dataset_name=dataset)
+    return destination.configuration(spec)
+
+
+def _credentials(destination: Destination[Any, Any]) -> Any:
+    return _config(destination, settings.DATASET).credentials
+
+
+def _dialect(destination: Destination[Any, Any]) -> str:
+    return str(_credentials(destination).to_url().get_backend_name())
+
+
+def _postgres_url(destination: Destination[Any, Any]) -> str | None:
+    """Of the database that all its writers share: the destination itself, or DuckLake's catalog."""
+    type_ = _type_of(destination)
+    if type_ not in ("postgres", "ducklake"):
+        return None
+    credentials = _credentials(destination)
+    if type_ == "ducklake":
+        credentials = credentials.catalog
+    if not str(getattr(credentials, "drivername", "")).startswith("postgres"):
+        return None
+    url = credentials.to_url()
+    return str(url._replace(drivername="postgresql").render_as_string(hide_password=False))
+
+
+def _database_file(destination: Destination[Any, Any]) -> Path | None:
+    credentials = _credentials(destination)
+    if _type_of(destination) == "ducklake":
+        credentials = credentials.catalog
+    database = getattr(credentials, "database", None)
+    is_file = _type_of(destination) in ("ducklake", "sqlalchemy") and database and database != ":memory:"
+    return Path(str(database)).absolute() if is_file else None
+
+
+@contextmanager
+def _advisory_lock(url: str, dataset: str) -> Iterator[None]:
+    """Held by the session, and so not longer than the process lives."""
+    try:
+        import psycopg2
+    except ImportError:
+        raise ConfigError("Postgres needs psycopg2", hint="pip install 'mixpanel-source[postgres]'") from None
+    key = int.from_bytes(hashlib.sha256(f"mixpanel_source {dataset}".encode()).digest()[:8], "big", signed=True)
+    try:
+        connection = psycopg2.connect(url)
+        connection.autocommit = True
+        connection.cursor().execute("SELECT pg_advisory_lock(%s)", (key,))
+    except psycopg2.Error as error:
+        raise WarehouseError(f"cannot lock the dataset {dataset}: {_first_line(error)}") from None
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+@functools.cache
+def _mapper(base: type[Any], json_type: str) -> type[Any]:
+    """dlt's type mapper `base`, but for EXACT_JSON."""
+
+    class ExactJson(base):  # type: ignore[misc]
+        def to_destination_type(self, column: Any, table: Any) -> Any:
+            if column.get("x-exact-json"):
+                if json_type != "text":
+                    return json_type
+                column = {**column, "data_type": "text"}
+            return super().to_destination_type(column, table)
+
+    return ExactJson
+
+
+def without_secrets(text: str) -> str:
+    """`text` without the passwords of URLs, which drivers put into their messages."""
+    return re.sub(r"(\w://[^:/@\s]*):[^@\n]*@", r"\1:***@", text)
+
+
+def _first_line(error: BaseException) -> str:
+    return without_secrets(str(error)).strip().split("\n", 1)[0]
