@@ -45,8 +45,8 @@ class RequestLedger:
 
     The counts are in the Postgres or Redis database at `url`; without it in the file `path`; without both in memory,
     for this object alone. `share` of the limit by the hour is used, the rest left to other tools. `clock` gives epoch
-    seconds, in place of the machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot be
-    used.
+    seconds, in place of the machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot
+    be used.
     """
 
     def __init__(
