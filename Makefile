@@ -4,12 +4,13 @@ PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
 BIN := .venv/bin
 BENCH_EVENTS ?= 1000000
 
-.PHONY: help demo test test-long test-airflow test-dagster coverage check bench soak format clean
+.PHONY: help demo test test-long test-airflow test-dagster test-destinations coverage check bench soak format clean
 help:
 	@echo "make demo    load real data over HTTP into DuckDB and show answers from it"
 	@echo "make test    the test suite"
 	@echo "make test-long  the tests that take longer: many runs, random data, real time"
 	@echo "make test-airflow, make test-dagster  the DAGs and the assets of pipelines/, each in an environment of its own"
+	@echo "make test-destinations  Postgres, DuckLake and SQLite to load into, in an environment of its own; starts Postgres"
 	@echo "make coverage  all tests, and what of the code they do not reach"
 	@echo "make check   lint and types"
 	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"
@@ -42,6 +43,10 @@ test-long: .venv/ready
 test-dagster: .venv-dagster/ready
 	.venv-dagster/bin/python -m pytest tests/orchestrators
 
+# The tests start Postgres themselves: apt-get install postgresql, or initdb and pg_ctl on the PATH.
+test-destinations: .venv-destinations/ready
+	.venv-destinations/bin/python -m pytest -n 2 tests/destinations
+
 # Airflow keeps its own database there, made anew each time.
 AIRFLOW := AIRFLOW_HOME=$(CURDIR)/.venv-airflow/home AIRFLOW__CORE__LOAD_EXAMPLES=False \
 	AIRFLOW__CORE__DAGS_FOLDER=$(CURDIR)/pipelines
@@ -70,4 +75,4 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-airflow .venv-dagster .coverage* bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-airflow .venv-dagster .venv-destinations .coverage* bench/data .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import dlt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from dlt.common.configuration.exceptions import ConfigurationException
 from dlt.common.destination import Destination
 from dlt.common.destination.exceptions import DestinationException
@@ -42,15 +44,15 @@ class Support:
     """The type that EXACT_JSON becomes: None is dlt's own, `text` what dlt has for text."""
     has_nul: bool = True
     """Whether its text may hold U+0000."""
-    has_bytes_in_arrow: bool = True
-    """Whether dlt can hand it Arrow's binary columns: not as CSV."""
+    needs: str | None = None
+    """A package without which dlt would write files that it reads otherwise: CSV makes NULL of ''."""
 
 
 SUPPORT: Final[dict[str, Support]] = {
     "duckdb": Support(),
     "motherduck": Support(),
     "ducklake": Support(),
-    "postgres": Support(json_type="json", has_nul=False, has_bytes_in_arrow=False),
+    "postgres": Support(json_type="json", has_nul=False, needs="adbc_driver_postgresql"),
     "sqlalchemy": Support(json_type="text"),
     "snowflake": Support(json_type="text"),
     "bigquery": Support(json_type="text"),
@@ -86,23 +88,37 @@ def keep_promises(destination: Destination[Any, Any]) -> None:
     statements of a merge none (dlt 1.31): killed between them, a load would leave days empty that were there before.
     """
     support = support_of(destination)
+    if support.needs is not None and find_spec(support.needs) is None:
+        raise ConfigError(f"{_type_of(destination)} needs {support.needs}", hint=_EXTRAS)
     destination.caps_params["supports_transactions"] = True
+    if _type_of(destination) == "postgres":
+        destination.caps_params |= {"preferred_loader_file_format": "parquet", "loader_file_format_selector": None}
+        _load_files_without_rows()
     if support.json_type is not None and "type_mapper" not in destination.caps_params:
         mapper = _mapper(destination.capabilities().type_mapper, support.json_type)
         destination.caps_params["type_mapper"] = mapper
 
 
+@functools.cache
+def _load_files_without_rows() -> None:
+    """dlt's job that loads Parquet into Postgres fails for a file without rows (dlt 1.31): what empties a day."""
+    from dlt.destinations.impl.postgres.postgres import PostgresParquetCopyJob
+
+    load = PostgresParquetCopyJob.run
+
+    def run(job: Any) -> None:
+        if pq.read_metadata(job._file_path).num_rows:
+            load(job)
+
+    PostgresParquetCopyJob.run = run  # type: ignore[method-assign, assignment]
+
+
 def fitted(table: pa.Table, support: Support) -> pa.Table:
-    """`table` with what a destination cannot take in its place: bytes as their hex, U+0000 as the text `\\u0000`."""
+    """`table` with what a destination cannot take in its place: U+0000 is the text `\\u0000`."""
     for index, field in enumerate(table.schema):
         column = table.column(index)
         if not support.has_nul and pa.types.is_string(field.type):
-            column = pc.replace_substring(column, "\0", "\\u0000")
-        elif not support.has_bytes_in_arrow and pa.types.is_binary(field.type):
-            hexes = [None if value is None else "\\x" + value.hex() for value in column.to_pylist()]
-            column = pa.chunked_array([pa.array(hexes, pa.string())])
-        if column is not table.column(index):
-            table = table.set_column(index, pa.field(field.name, column.type), column)
+            table = table.set_column(index, field, pc.replace_substring(column, "\0", "\\u0000"))
     return table
 
 
@@ -135,7 +151,7 @@ class Target:
         url = _postgres_url(self.destination)
         file = None if url else _database_file(self.destination)
         if url is not None:
-            with _advisory_lock(url, self.dataset):
+            with _advisory_lock(url, self):
                 yield
         elif file is not None:
             lock = FileLock(f"{file}.lock")
@@ -250,19 +266,19 @@ def _database_file(destination: Destination[Any, Any]) -> Path | None:
 
 
 @contextmanager
-def _advisory_lock(url: str, dataset: str) -> Iterator[None]:
+def _advisory_lock(url: str, target: Target) -> Iterator[None]:
     """Held by the session, and so not longer than the process lives."""
     try:
         import psycopg2
     except ImportError:
         raise ConfigError("Postgres needs psycopg2", hint="pip install 'mixpanel-source[postgres]'") from None
-    key = int.from_bytes(hashlib.sha256(f"mixpanel_source {dataset}".encode()).digest()[:8], "big", signed=True)
+    key = int.from_bytes(hashlib.sha256(f"mixpanel_source {target.dataset}".encode()).digest()[:8], "big", signed=True)
     try:
         connection = psycopg2.connect(url)
         connection.autocommit = True
         connection.cursor().execute("SELECT pg_advisory_lock(%s)", (key,))
     except psycopg2.Error as error:
-        raise WarehouseError(f"cannot lock the dataset {dataset}: {_first_line(error)}") from None
+        raise WarehouseError(f"cannot lock {target}: {_first_line(error)}") from None
     try:
         yield
     finally:

@@ -196,7 +196,8 @@ def load(
             except MixpanelDataError as error:
                 result.tables.append(TableLoad("typed_tables", error=error))
         if not target.is_file:
-            drop_staging(pipeline)
+            with target.written_alone(READERS_WAIT_S):
+                drop_staging(pipeline)
     return result
 
 

@@ -58,8 +58,6 @@ REJECTED_LINES_SCHEMA = pa.schema(
 )
 
 _JSON_COLUMNS: Any = {"properties": {**EXACT_JSON}, "extra": {**EXACT_JSON}}
-_REJECTED_COLUMNS: Any = {"raw": {"data_type": "binary"}}
-"""Said, as not every destination gets it in Arrow's way."""
 
 
 def events(
@@ -146,7 +144,7 @@ class _EventsPackage:
         replace_in_one_transaction()
         # `events` comes last: the other tables start from the hints that the resource has by then.
         yield _hinted(EVENT_DAYS_SCHEMA, "event_days")
-        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", columns=_REJECTED_COLUMNS)
+        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines")
         yield _hinted(parsing.SCHEMA, "events", columns=_JSON_COLUMNS)
         size = largest = 0
         while rows is not None:
@@ -208,9 +206,7 @@ class _EventsPackage:
         if not self._days:
             return
         yield _hinted(EVENT_DAYS_SCHEMA, "event_days", self._scope(partial(_days_scope, "day")))
-        yield _hinted(
-            REJECTED_LINES_SCHEMA, "rejected_lines", self._scope(partial(_days_scope, "from_date")), _REJECTED_COLUMNS
-        )
+        yield _hinted(REJECTED_LINES_SCHEMA, "rejected_lines", self._scope(partial(_days_scope, "from_date")))
         if set(self._days) == {EventFilter()} and holds_none_of(self._days[EventFilter()]):
             yield dlt.mark.with_hints(
                 with_load_id(parsing.SCHEMA.empty_table()), dlt.mark.make_hints(write_disposition="append")

@@ -1,0 +1,146 @@
+"""dlt's destinations beside DuckDB files, in the environment of `make test-destinations`: not elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixpanel_source.destinations import Target, target_of
+from mixpanel_source.event_days import day_of, moment_of
+from mixpanel_source.pipeline import open_pipeline
+from mixpanel_source.sandbox import Sandbox
+from soak import postgres
+
+collect_ignore_glob = [] if find_spec("duckdb_extensions") else ["test_*.py"]
+
+HOW = "no initdb and pg_ctl: apt-get install postgresql, or put them on the PATH"
+
+EVENTS = (
+    "event_name, event_time, event_date, distinct_id, insert_id, event_id, device_id, user_id, processed_at,"
+    " CAST(properties AS TEXT), CAST(extra AS TEXT)"
+)
+EVENT_DAYS = "day, filter, event_days.rows, duplicates, rejected, bytes, complete"
+TABLES: dict[str, tuple[str, dict[int, Callable[[Any], Any]]]] = {
+    "events": (EVENTS, {1: moment_of, 2: day_of, 8: moment_of}),
+    "event_days": (EVENT_DAYS, {0: day_of, 6: bool}),
+    "rejected_lines": ("from_date, to_date, line_number, reason, raw", {0: day_of, 1: day_of, 4: bytes}),
+    "profiles": ("distinct_id, last_seen, CAST(properties AS TEXT)", {1: moment_of}),
+}
+"""What is compared of each, and how what destinations give in types of their own is made alike."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A destination by its name in dlt, empty, which the environment describes."""
+
+    destination: str
+    days_at_once: int
+    """A partition: where a load takes seconds, fewer of them are made."""
+
+    def target(self) -> Target:
+        return target_of(self.destination)
+
+
+def contents(target: Target, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of each table, in order, without their load ids."""
+    found = {}
+    with open_pipeline(target).sql_client() as client:
+        for table in tables or tuple(TABLES):
+            columns, made_alike = TABLES[table]
+            rows = client.execute_sql(f"SELECT {columns} FROM {table}") or []
+            alike = [
+                tuple(made_alike[n](v) if n in made_alike and v is not None else v for n, v in enumerate(row))
+                for row in rows
+            ]
+            found[table] = sorted(alike, key=repr)
+    return found
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    if not postgres.installed():
+        pytest.skip(HOW)
+    with postgres.running() as server:
+        yield server
+
+
+KINDS = ("postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "ducklake-duckdb")
+
+
+@pytest.fixture
+def make_place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Place]:
+    def make(kind: str) -> Place:
+        if kind == "sqlite":
+            monkeypatch.setenv("DESTINATION__SQLALCHEMY__CREDENTIALS", f"sqlite:///{tmp_path}/events.db")
+            return Place("sqlalchemy", 3)
+        if kind == "postgres":
+            monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", _new_database(request))
+            return Place("postgres", 1)
+        from destinations.loading import use_extensions
+
+        Path(os.environ["HOME"]).mkdir()  # where DuckDB puts them
+        use_extensions()
+        catalog = {
+            "ducklake-sqlite": f"sqlite:///{tmp_path}/catalog.sqlite",
+            "ducklake-duckdb": f"duckdb:///{tmp_path}/catalog.duckdb",
+        }.get(kind) or _new_database(request)
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__DUCKLAKE_NAME", "lake")
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", catalog)
+        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
+        return Place("ducklake", 5)
+
+    return make
+
+
+def _new_database(request: pytest.FixtureRequest) -> str:
+    import psycopg2
+
+    server: postgres.PostgresServer = request.getfixturevalue("postgres_server")
+    name = f"t{abs(hash(request.node.nodeid)) % 10**9}"
+    with closing(psycopg2.connect(server.url)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'plain'")
+        connection.cursor().execute(f"CREATE DATABASE {name} OWNER {name}")
+    host = server.url.rpartition("@")[2].partition("/")[0]
+    return f"postgresql://{name}:plain@{host}/{name}"
+
+
+def odd_lines(day: str, count: int = 3) -> list[bytes]:
+    """Events that only what keeps their very text gives back, some without ids, and lines that are none."""
+    lines = [
+        b'{"event":"Order \\"Placed\\", x","properties":{"time":%s,"distinct_id":"u%d","$insert_id":"%s-%d","z":1,'
+        b'"a":12345678901234567890.123,"a":1e400,"b":"\\u00e9\\u2028 tab\\t nl\\n q\\" , \\\\N \\u0000 \\ud800",'
+        b'"c":[{}, null]}}' % (_time(day), n, day.encode(), n)
+        for n in range(count)
+    ]
+    empty = b'{"event":"","properties":{"time":%s,"distinct_id":""},"more":{"b":1,"a":2}}' % _time(day)
+    nameless = b'{"event":"NULL","properties":{"time":%s}}' % _time(day)
+    return [*lines, empty, nameless, b"no json \xff\x00,\"'"]
+
+
+def _time(day: str) -> bytes:
+    from datetime import UTC, datetime
+
+    return str(int(datetime.fromisoformat(day).replace(hour=9, tzinfo=UTC).timestamp())).encode()
+
+
+@pytest.fixture
+def month(sandbox: Sandbox) -> list[str]:
+    """30 days of February and March 2024, small and odd ones, the tenth of them empty; and some profiles."""
+    days = [f"2024-02-{n:02}" for n in range(1, 30)] + ["2024-03-01"]
+    for number, day in enumerate(days):
+        sandbox.set_day(day, [] if number == 9 else odd_lines(day, 1 + number % 4))
+    properties = {"$name": "Ünï \u2028", "$last_seen": "2024-03-01T10:00:00", "n": 12345678901234567890}
+    profiles = [{"$distinct_id": f"u{n}", "$properties": properties} for n in range(3)]
+    sandbox.set_profiles([json.dumps(profile).encode() for profile in profiles])
+    return days

@@ -1,0 +1,141 @@
+"""What holds of each destination: days are exact, JSON is as it came, and nothing is lost or there twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dlt
+import pytest
+from dlt.extract import DltSource
+
+from destinations.conftest import KINDS, Place, contents, odd_lines
+from destinations.loading import load_into, project_at
+from mixpanel_source.destinations import Target
+from mixpanel_source.errors import ConfigError
+from mixpanel_source.load import load
+from mixpanel_source.project import Project
+from mixpanel_source.sandbox import Sandbox, SandboxServer
+from mixpanel_source.source import mixpanel_source
+from mixpanel_source.windows import DateRange
+
+SPREAD = 20
+"""Steps that one load may take more than another."""
+
+MakePlace = Callable[[str], Place]
+
+
+def straight(url: str, database: Path, days: Sequence[str]) -> Target:
+    """One load of all days into a DuckDB file."""
+    target = Target(database)
+    asked = DateRange(date.fromisoformat(days[0]), date.fromisoformat(days[-1]))
+    result = load(project_at(url), target, asked=asked)
+    assert result.error is None
+    return target
+
+
+def plain_source(project: Project, first: str, last: str) -> DltSource:
+    credentials: Any = project.credentials
+    return mixpanel_source(
+        first, last, refresh=True, credentials=credentials, base_url=project.base_url, max_rejected=1.0
+    )
+
+
+def process(url: str, place: Place, *ranges: str, kill_at: int = 0, data: Path | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("loading.py")), url, place.destination, str(kill_at), *ranges],
+        env={**os.environ, **({"MP_DATA_DIR": str(data)} if data else {})},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres"])
+def test_partitions_in_any_order_and_killed_loads_make_what_one_load_makes(
+    kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path
+) -> None:
+    place = make_place(kind)
+    partitions = [month[n : n + place.days_at_once] for n in range(0, len(month), place.days_at_once)]
+    chance = random.Random(kind)
+    for run in range(2):
+        chance.shuffle(partitions)
+        killed = partitions[:2] if run else []
+        steps = 0
+        for days in killed:
+            span = f"{days[0]}:{days[-1]}"
+            steps = steps or int(process(server.url, place, span).communicate()[0])
+            loading = process(server.url, place, span, kill_at=chance.randint(steps // 3, steps - SPREAD))
+            assert (loading.communicate()[0], loading.returncode) == ("", -signal.SIGKILL)
+        for days in partitions:
+            load_into(place.destination, server.url, date.fromisoformat(days[0]), date.fromisoformat(days[-1]))
+    load_into(place.destination, server.url, date(2024, 2, 1), date(2024, 2, 1), "profiles")
+    expected = contents(straight(server.url, database, month))
+    found = contents(place.target())
+    assert found == expected
+    assert len(expected["event_days"]) == 30
+    assert all(expected.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_day_that_comes_back_smaller_or_empty_is_smaller_or_empty(
+    kind: str, make_place: MakePlace, server: SandboxServer, sandbox: Sandbox, month: list[str], database: Path
+) -> None:
+    place = make_place(kind)
+    days = month[:4]
+    first, last = map(date.fromisoformat, (days[0], days[-1]))
+    load_into(place.destination, server.url, first, last)
+    sandbox.set_day(days[1], odd_lines(days[1], 1))
+    sandbox.set_day(days[2], [])
+    load_into(place.destination, server.url, date.fromisoformat(days[1]), date.fromisoformat(days[2]))
+    expected = contents(straight(server.url, database, days), "events", "event_days")
+    assert contents(place.target(), "events", "event_days") == expected
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite"])
+def test_writers_of_two_machines_lose_nothing_from_the_first_load_on(
+    kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path, tmp_path: Path
+) -> None:
+    place = make_place(kind)
+    count = 6 if place.days_at_once == 1 else 3
+    days = month[: 2 * count]
+    writers = [
+        process(server.url, place, *(f"{day}:{day}" for day in days[half::2]), data=tmp_path / f"machine{half}")
+        for half in (0, 1)
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.close()
+    expected = contents(straight(server.url, database, days), "events", "event_days")
+    assert contents(place.target(), "events", "event_days") == expected
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_the_plain_dlt_way_replaces_exactly_too(
+    kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path, project: Project
+) -> None:
+    place = make_place(kind)
+    for _ in range(2):
+        pipeline = dlt.pipeline("plain", destination=place.destination, dataset_name="mixpanel")
+        pipeline.run(plain_source(project, month[0], month[2]))
+    assert contents(place.target()) == contents(straight(server.url, database, month[:3]))
+
+
+@pytest.mark.parametrize("destination", ["filesystem", "clickhouse", "databricks", "athena", "mssql"])
+def test_what_cannot_replace_a_day_exactly_is_refused(destination: str, server: SandboxServer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"cannot load into {destination}"):
+        load_into(destination, server.url, date(2024, 2, 1), date(2024, 2, 1))
+
+
+def test_a_plain_run_is_not_appended_to_files(server: SandboxServer, project: Project, tmp_path: Path) -> None:
+    files = dlt.destinations.filesystem(str(tmp_path / "files"))
+    pipeline = dlt.pipeline("plain", destination=files, dataset_name="mixpanel")
+    with pytest.raises(Exception, match="cannot load into filesystem"):
+        pipeline.run(plain_source(project, "2024-02-01", "2024-02-01"))
