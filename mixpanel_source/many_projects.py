@@ -5,15 +5,20 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dlt.common.destination import Destination
 
 from mixpanel_source import settings
+from mixpanel_source.accounts import find_account, read_config
 from mixpanel_source.destinations import target_of
+from mixpanel_source.errors import ConfigError
+from mixpanel_source.load import DEFAULT_RESOURCES, LoadResult, load
 from mixpanel_source.pipeline import READERS_WAIT_S, open_pipeline, own_errors
+from mixpanel_source.project import project_of
 from mixpanel_source.resources.load_package import literals
+from mixpanel_source.warehouse import database_path
 
 UNION_DATASET: Final = f"{settings.DATASET}_all"
 """Where the views are."""
@@ -30,6 +35,41 @@ def dataset_of(account: str) -> str:
         return f"{settings.DATASET}_{account}"
     words = "_".join(re.findall(r"[a-z0-9]+", account.lower()))[:24].strip("_")
     return "_".join(filter(None, (settings.DATASET, words, hashlib.sha256(account.encode()).hexdigest()[:8])))
+
+
+def load_account(
+    name: str,
+    destination: str | Destination[Any, Any] | None = None,
+    resources: Sequence[str] = DEFAULT_RESOURCES,
+    *,
+    lock_wait_s: float = 0.0,
+    **options: object,
+) -> LoadResult:
+    """Load an account of the config file into a dataset of its own, or without a destination into its own file.
+
+    `options` are fields of Project. Raises as `load`, and the error of the first table that failed, after the others.
+    """
+    account = find_account(name)
+    into = target_of(destination, dataset_of(name)) if destination else database_path(account.credentials.project_id)
+    result = load(project_of(account, **options), into, resources, lock_wait_s=lock_wait_s)
+    if result.error is not None:
+        raise result.error
+    return result
+
+
+def account_names() -> list[str]:
+    """Of the config file. Raises ConfigError where there are none."""
+    names = list(read_config().accounts)
+    if not names:
+        raise ConfigError("there are no accounts", hint="mpload auth add NAME")
+    return names
+
+
+def make_views(destination: str | Destination[Any, Any]) -> list[str]:
+    """`union_views` over all accounts of the config file."""
+    return union_views(
+        destination, {name: account.credentials.project_id for name, account in read_config().accounts.items()}
+    )
 
 
 def union_views(destination: str | Destination[Any, Any], project_ids: Mapping[str, str]) -> list[str]:

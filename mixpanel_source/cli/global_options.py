@@ -188,12 +188,6 @@ class GlobalOptions:
                 hide_address(address.reveal())
         return found
 
-    def project_ids(self) -> dict[str, str]:
-        """Of all accounts of the config file."""
-        from mixpanel_source import accounts
-
-        return {name: account.credentials.project_id for name, account in accounts.read_config().accounts.items()}
-
     def find_project(self) -> Project:
         """The account's project, for questions: they wait for the hourly limit only where they are told to."""
         from mixpanel_source.project import project_of

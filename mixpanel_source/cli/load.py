@@ -282,9 +282,9 @@ def load(
         except MixpanelDataError as error:
             errors.append(error)
     if destination:
-        from mixpanel_source.many_projects import union_views
+        from mixpanel_source.many_projects import make_views
 
-        views = union_views(destination, options.project_ids())
+        views = make_views(destination)
         options.say(f"views over all accounts: {', '.join(views) or 'none in this destination'}")
     write_records(rows, options.output)
     if errors:
