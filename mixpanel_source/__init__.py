@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mixpanel_source.new_project import init_project
     from mixpanel_source.project import Project
     from mixpanel_source.reports import Reports
+    from mixpanel_source.simulation import Amount, simulate
     from mixpanel_source.source import mixpanel_source
     from mixpanel_source.typed import update_typed
     from mixpanel_source.workspace import Workspace
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AccountExistsError",
     "AccountNotFoundError",
+    "Amount",
     "AuthenticationError",
     "ConfigError",
     "Credentials",
@@ -65,10 +67,12 @@ __all__ = [
     "init_project",
     "load",
     "mixpanel_source",
+    "simulate",
     "update_typed",
 ]
 
 _HOMES = {
+    "Amount": "simulation",
     "Credentials": "credentials",
     "Discovery": "discovery",
     "MixpanelClient": "client",
@@ -77,6 +81,7 @@ _HOMES = {
     "init_project": "new_project",
     "load": "load",
     "mixpanel_source": "source",
+    "simulate": "simulation",
     "update_typed": "typed",
     "Workspace": "workspace",
 }

@@ -60,7 +60,7 @@ class Project:
     request_share: float = 1.0
     """Share of the limit by the hour that is used; the rest is left to other tools."""
     ledger_url: str | Secret | None = field(default=None, repr=False)
-    """The Postgres database that several machines keep the request ledger in."""
+    """The Postgres or Redis database that several machines keep the request ledger in."""
     max_body_bytes: int = settings.MAX_BODY_BYTES
     """Of one export as it is sent, or of one walk over profiles."""
     data_group_ids: Sequence[str] = ()

@@ -43,9 +43,10 @@ class Spent(NamedTuple):
 class RequestLedger:
     """Permits for one project's requests to one origin, counted by API family; usable by several threads.
 
-    The counts are in the Postgres database at `url`; without it in the file `path`; without both in memory, for this
-    object alone. `share` of the limit by the hour is used, the rest left to other tools. `clock` gives epoch seconds,
-    in place of the machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot be used.
+    The counts are in the Postgres or Redis database at `url`; without it in the file `path`; without both in memory,
+    for this object alone. `share` of the limit by the hour is used, the rest left to other tools. `clock` gives epoch
+    seconds, in place of the machine's own; `sleep` has to move it. Methods raise `WarehouseError` if the ledger cannot
+    be used.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class RequestLedger:
         read_clock = wall_clock(clock) if clock else system_clock
         self._store: Store
         if url:
-            from mixpanel_source.ledger.postgres_store import PostgresStore
-
-            self._store = PostgresStore(Secret(url))
+            self._store = _shared_store(Secret(url))
         else:
             self._store = FileStore(path, read_clock) if path else MemoryStore(read_clock)
         self._here = _RequestsHere()
@@ -177,11 +176,7 @@ class RequestLedger:
         return Key(self.origin, self.project_id, family)
 
     def _limits_of(self, family: ApiFamily) -> Limits:
-        limits = Limits(self._limits[family], self._at_once[family])
-        if family not in settings.HOURLY:
-            return limits
-        shared = [(max(1, int(n * self._share + 1e-9)) if s == limits.longest[1] else n, s) for n, s in limits.rates]
-        return limits._replace(rates=shared)
+        return limits_of(family, self._limits, self._at_once, self._share)
 
     def _used_up(self, family: ApiFamily, needed: float) -> RateLimitError:
         limits = " and ".join(f"{allowed} in {period:.0f} s" for allowed, period in self._limits_of(family).rates)
@@ -191,6 +186,30 @@ class RequestLedger:
             hint=f"the next request is free in {minutes}: allow waiting, or run it again then",
             retry_after=needed,
         )
+
+
+def _shared_store(url: Secret) -> Store:
+    if url.reveal().startswith(("redis:", "rediss:")):
+        from mixpanel_source.ledger.redis_store import RedisStore
+
+        return RedisStore(url)
+    from mixpanel_source.ledger.postgres_store import PostgresStore
+
+    return PostgresStore(url)
+
+
+def limits_of(
+    family: ApiFamily,
+    limits: Mapping[ApiFamily, Sequence[tuple[int, float]]],
+    at_once: Mapping[ApiFamily, int],
+    share: float,
+) -> Limits:
+    """Those of one API family, where `share` of its limit by the hour is used."""
+    whole = Limits(limits[family], at_once[family])
+    if family not in settings.HOURLY:
+        return whole
+    shared = [(max(1, int(n * share + 1e-9)) if s == whole.longest[1] else n, s) for n, s in whole.rates]
+    return whole._replace(rates=shared)
 
 
 class Permit:

@@ -27,6 +27,9 @@ TIMEZONE = "UTC"
 START_DATE = datetime(2024, 1, 1, tzinfo=UTC)
 TABLES = ("events", "profiles")
 """Loaded as they are now; of events that is what is late or missing."""
+PROJECTS_AT_ONCE = 4
+DESTINATION = os.environ.get("MIXPANEL_DESTINATION")
+"""Of mixpanel_projects: dlt's name of it, such as postgres; None: DuckDB files."""
 
 DEFAULTS: dict[str, Any] = {
     "retries": 3,
@@ -124,6 +127,43 @@ def mixpanel_current() -> None:
     load.expand(table=list(TABLES))
 
 
+@dag(
+    dag_id="mixpanel_projects",
+    schedule=CronTriggerTimetable("0 6 * * *", timezone=TIMEZONE),
+    start_date=START_DATE,
+    catchup=False,
+    max_active_runs=1,
+    default_args={**DEFAULTS, "max_active_tis_per_dag": PROJECTS_AT_ONCE},
+)
+def mixpanel_projects() -> None:
+    """Every account of mpload's config file, a task each: into a file of its own, or into a dataset of DESTINATION."""
+
+    @task
+    def accounts() -> list[str]:
+        from mixpanel_source.many_projects import account_names
+
+        with errors_told():
+            return account_names()
+
+    @task(map_index_template="{{ account }}")
+    def load(account: str) -> dict[str, int]:
+        from mixpanel_source.many_projects import load_account
+        from mixpanel_source.orchestration import LOAD_WAIT_S
+
+        with errors_told():
+            metrics = load_account(account, DESTINATION, TABLES, lock_wait_s=LOAD_WAIT_S).metrics
+        return {"rows": metrics.rows, "requests": metrics.requests, "days": metrics.days}
+
+    @task
+    def views() -> list[str]:
+        from mixpanel_source.many_projects import make_views
+
+        with errors_told():
+            return make_views(DESTINATION) if DESTINATION else []
+
+    load.expand(account=accounts()) >> views()
+
+
 def load_events(
     project: Project, first: str, last: str, *, dag_run: Any, refresh: bool, at_once: bool = False
 ) -> dict[str, int]:
@@ -183,3 +223,4 @@ def errors_told() -> Iterator[None]:
 mixpanel_daily()
 mixpanel_backfill()
 mixpanel_current()
+mixpanel_projects()

@@ -32,7 +32,12 @@ LATE_DAYS = 5
 """Days before yesterday that the schedule loads again, for events that come late: `lookback_days` of the project."""
 SCHEDULED_TABLES = ("profiles",)
 """Of the tables without days; the others are loaded when you say so."""
+DESTINATION = os.environ.get("MIXPANEL_DESTINATION")
+"""Of mixpanel/project: dlt's name of it, such as postgres; None: DuckDB files."""
+PROJECTS_POOL = "mixpanel_projects"
+"""Projects are loaded at once, each into a place of its own: as many as this pool has slots."""
 
+ACCOUNTS = dg.DynamicPartitionsDefinition(name="mixpanel_accounts")
 DAYS = dg.DailyPartitionsDefinition(start_date=START_DATE, timezone=TIMEZONE)
 RETRY = dg.RetryPolicy(max_retries=3, delay=60, backoff=dg.Backoff.EXPONENTIAL)
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -106,6 +111,30 @@ def table_asset(table: str) -> dg.AssetsDefinition:
         yield dg.MaterializeResult(asset_key=SPECS[table].key, metadata={**figures, "days": metrics.days})
 
     return load_table
+
+
+@dg.asset(
+    key=["mixpanel", "project"],
+    group_name="mixpanel",
+    kinds={"dlt"},
+    partitions_def=ACCOUNTS,
+    backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+    pool=PROJECTS_POOL,
+    retry_policy=RETRY,
+)
+def mixpanel_project(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    """One account of mpload's config file: into a file of its own, or into a dataset of DESTINATION, and its views."""
+    from mixpanel_source.many_projects import load_account, make_views
+    from mixpanel_source.orchestration import LOAD_WAIT_S
+
+    with errors_told():
+        loaded = load_account(context.partition_key, DESTINATION, lock_wait_s=LOAD_WAIT_S)
+        if DESTINATION:
+            make_views(DESTINATION)
+    for warning in loaded.warnings:
+        context.log.warning(warning)
+    metrics = loaded.metrics
+    return dg.MaterializeResult(metadata={"rows": metrics.rows, "requests": metrics.requests, "days": metrics.days})
 
 
 def began_at(context: dg.AssetExecutionContext) -> datetime:
@@ -184,12 +213,28 @@ def events_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=str(last), tags=dict(zip(RANGE, (str(first), str(last)), strict=True)))
 
 
+projects_job = dg.define_asset_job(
+    "mixpanel_projects_daily", selection=dg.AssetSelection.assets(mixpanel_project), partitions_def=ACCOUNTS
+)
+
+
+@dg.schedule(job=projects_job, cron_schedule="0 6 * * *", execution_timezone=TIMEZONE)
+def projects_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    """A run for each account of the config file, which is a partition from then on."""
+    from mixpanel_source.many_projects import account_names
+
+    names = account_names()
+    context.instance.add_dynamic_partitions(str(ACCOUNTS.name), names)
+    day = context.scheduled_execution_time.date()
+    return [dg.RunRequest(run_key=f"{day} {name}", partition_key=name) for name in names]
+
+
 tables_schedule = dg.ScheduleDefinition(job=tables_job, cron_schedule="30 6 * * *", execution_timezone=TIMEZONE)
 
 defs = dg.Definitions(
-    assets=[mixpanel_events, *(table_asset(table) for table in SPECS if table != "events")],
+    assets=[mixpanel_events, mixpanel_project, *(table_asset(table) for table in SPECS if table != "events")],
     asset_checks=[complete, fresh, counts_agree],
-    jobs=[events_job, tables_job],
-    schedules=[events_schedule, tables_schedule],
+    jobs=[events_job, tables_job, projects_job],
+    schedules=[events_schedule, tables_schedule, projects_schedule],
     executor=dg.in_process_executor,
 )

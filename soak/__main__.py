@@ -11,7 +11,7 @@ from pathlib import Path
 
 from soak.trial import Options, Outcome
 
-TRIALS: tuple[str, ...] = ("kills", "storm", "history", "profiles", "hostile", "ledger")
+TRIALS: tuple[str, ...] = ("kills", "storm", "history", "profiles", "hostile", "ledger", "projects")
 """Modules of this package with a `run(options: Options) -> Outcome`, in the order in which they run."""
 
 

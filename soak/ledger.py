@@ -1,7 +1,7 @@
 """Four processes load one project within its request limits, and one of them is killed: nothing is refused, or wasted.
 
 Each loads days into a database of its own, and walks over the profiles meanwhile. They share the request ledger of a
-machine; where Postgres is installed, once more that of several machines.
+machine; where Postgres or Redis is installed, once more that of several machines in each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak import postgres
+from soak import postgres, redis_server
 from soak.trial import Options, Outcome
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def run(options: Options) -> Outcome:
             _share(outcome, "Postgres", options.folder / "postgres", hours, chance, server.url)
     else:
         outcome.figures["Postgres"] = "left out: it is not installed"
+    if redis_server.installed():
+        with redis_server.running() as redis:
+            _share(outcome, "Redis", options.folder / "redis", hours, chance, redis.url)
+    else:
+        outcome.figures["Redis"] = "left out: it is not installed"
     return outcome
 
 

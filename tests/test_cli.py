@@ -325,6 +325,38 @@ def test_plan_tells_what_a_load_would_ask_for_and_asks_nothing(
     assert run_here("plan", "--max-window-events", "0", env=account(server)).returncode == 3
 
 
+def test_accounts_are_loaded_one_after_the_other_each_into_its_file(
+    server: SandboxServer, run_here: Run, tmp_path: Path
+) -> None:
+    account_ = 'username = "sandbox"\nsecret = "%s"\nproject_id = "%s"\nregion = "us"\n'
+    config = tmp_path / "config.toml"
+    config.write_text(f"[accounts.wrong]\n{account_ % ('no', 2)}[accounts.right]\n{account_ % ('sandbox', 1)}")
+    config.chmod(0o600)
+    env = {"MP_CONFIG_PATH": str(config), "MP_BASE_URL": server.url, "MP_DATA_DIR": str(tmp_path / "data")}
+    span = ("--from", "2013-03-01", "--to", "2013-03-02")
+    done = run_here("load", "events", "--accounts", "wrong,right", *span, "-f", "json", env=env)
+    assert done.returncode == 2  # that of the first error, and the other one is loaded
+    assert [(row["account"], row["days"], row["error"] is None) for row in json.loads(done.stdout)] == [
+        ("wrong", 0, False), ("right", 2, True),
+    ]  # fmt: skip
+    assert (tmp_path / "data" / "1.duckdb").exists()
+
+
+def test_plan_simulates_loads_of_a_size_without_an_account(run_here: Run) -> None:
+    size = ("--events-per-day", "400000", "--days", "100", "--projects", "3", "--workers", "2", "--cores", "2")
+    done = run_here("plan", "--simulate", *size, "-f", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["events"], found["requests"], found["query_requests"]) == (120_000_000, 297, 6)
+    assert found["bound_by"] == "quota"
+    assert found["cpu_s"] == pytest.approx(120_000_000 * 30e-6, rel=0.1)
+    assert found["quota_s"] == pytest.approx(3600, rel=0.01)
+    halved = run_here("plan", "--simulate", *size, "--request-share", "0.5", "-f", "json")
+    assert json.loads(halved.stdout)["quota_s"] == pytest.approx(3 * 3600, rel=0.01)
+    shown = run_here("plan", "--simulate", *size, "--window-days", "50", "-f", "table").stdout
+    assert "requests  6 of the export, 0 of queries\n" in shown
+
+
 def test_status_answers_before_the_first_load_and_while_the_database_is_held(
     server: SandboxServer, small: Path, run: Run
 ) -> None:

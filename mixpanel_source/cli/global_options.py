@@ -165,6 +165,29 @@ class GlobalOptions:
         self._account = account
         return account
 
+    def find_accounts(self, names: str | None, all_: bool) -> list[Account]:
+        """Those of the config file: the named ones, separated by commas, or all. None where neither is asked for."""
+        from mixpanel_source import accounts
+        from mixpanel_source.credentials import Secret, spellings
+
+        if names is None and not all_:
+            return []
+        flag = "--all-accounts" if all_ else "--accounts"
+        for other, value in (("--account", self.account), ("--project", self.project), ("--db", self.db)):
+            if value is not None:
+                raise ConfigError(f"{other} goes not with {flag}", hint="each account has its own")
+        if all_ and names is not None:
+            raise ConfigError("--accounts goes not with --all-accounts", hint="leave one of them out")
+        chosen = accounts.read_config().accounts if names is None else dict.fromkeys(map(str.strip, names.split(",")))
+        found = [accounts.find_account(name) for name in chosen]
+        if not found:
+            raise ConfigError("there are no accounts", hint="mpload auth add NAME")
+        for account in found:
+            hide(*spellings(account.credentials))
+            if isinstance(address := account.load_settings.get("ledger_url"), Secret):
+                hide_address(address.reveal())
+        return found
+
     def find_project(self) -> Project:
         """The account's project, for questions: they wait for the hourly limit only where they are told to."""
         from mixpanel_source.project import project_of

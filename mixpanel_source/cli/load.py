@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,10 +30,11 @@ from mixpanel_source.cli.load_options import (
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
 from mixpanel_source.cli.words import metrics_in_words
-from mixpanel_source.errors import ConfigError
+from mixpanel_source.errors import ConfigError, MixpanelDataError
 from mixpanel_source.settings import DATASET, REPORT_TABLES
 
 if TYPE_CHECKING:
+    from mixpanel_source.credentials import Account
     from mixpanel_source.load import LoadResult
 
 # As load.RESOURCES, whose import takes longer than TAB or --help may.
@@ -137,6 +138,15 @@ def load(
         str | None,
         typer.Option(metavar="NAME", help="With --destination: the dataset (schema) there.  [default: mixpanel]"),
     ] = None,
+    accounts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="Load these accounts of the config file, one after the other: each into a file of its own, or with"
+            " --destination into a dataset of its own, with views over all of them in mixpanel_all.",
+        ),
+    ] = None,
+    all_accounts: Annotated[bool, typer.Option("--all-accounts", help="The same of all accounts.")] = False,
     history: Annotated[
         bool,
         typer.Option("--history", help="With profiles or cohort_members: keep what was, in a table of its own."),
@@ -155,6 +165,7 @@ def load(
     mpload load cohort_members --cohort 501 --history
     mpload load segmentation funnel_steps --from 2024-01-01
     mpload load --destination postgres --from 2024-01-01
+    mpload load --destination postgres --all-accounts
     """
     from mixpanel_source.cli.progress import LoadDisplay
     from mixpanel_source.destinations import Target, target_of
@@ -162,6 +173,7 @@ def load(
     from mixpanel_source.exports import EventFilter
     from mixpanel_source.load import DEFAULT_RESOURCES, RESOURCES, WITH_DAYS, dates_of
     from mixpanel_source.load import load as load_tables
+    from mixpanel_source.many_projects import dataset_of
     from mixpanel_source.project import parse_day, parse_since, project_of
 
     days = (
@@ -192,69 +204,122 @@ def load(
         raise ConfigError("--dataset goes with --destination", hint="the dataset of a DuckDB file is mixpanel")
     if typed_tables and destination is not None:
         raise ConfigError("typed tables are made in DuckDB files alone", hint="leave out --typed-tables")
-    account = options.find_account()
-    display = LoadDisplay(options.quiet)
-    project = project_of(
-        account,
-        start_date=parse_day("--start-date", start_date),
-        lookback_days=lookback_days,
-        sweep_days=sweep_days,
-        max_rejected=max_rejected,
-        window_days=window_days,
-        max_window_days=max_window_days,
-        max_window_events=max_window_events,
-        count_events=count_events,
-        request_share=request_share,
-        min_free_mb=min_free_mb,
-        project_timezone=project_timezone,
-        legacy_local_time=legacy_local_time,
-        wait=not no_wait,
-        on_wait=display.waiting,
-        data_group_ids=group or None,
-        typed_tables=typed_tables,
-    )
-    asked = dates_of(project, from_date, to_date, refresh, names)
-    profiles = ProfilesAsked(
-        profiles_where,
-        tuple(profiles_property or ()),
-        profiles_cohort,
-        parse_since("--profiles-since", profiles_since),
-        history and "profiles" in names,
-    )
-    into = target_of(destination, dataset or DATASET) if destination else Target(options.find_database(account))
-    without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
-    if without_days and (from_date or to_date):
-        options.say(f"the dates do not apply to {', '.join(without_days)}: loaded as they are now")
-    if not no_wait:
-        display.ledger = project.ledger()
-    with display.shown():
-        result = load_tables(
-            project,
-            into,
-            names,
-            asked=asked,
-            filter_=EventFilter(event or (), where),
-            profiles=profiles,
-            members=MembersAsked(tuple(cohort or ()), history),
-            progress=display,
+    several = options.find_accounts(accounts, all_accounts)
+    if several and dataset is not None:
+        raise ConfigError("each account has a dataset of its own", hint="leave out --dataset")
+
+    def load_account(account: Account) -> LoadResult:
+        display = LoadDisplay(options.quiet)
+        project = project_of(
+            account,
+            start_date=parse_day("--start-date", start_date),
+            lookback_days=lookback_days,
+            sweep_days=sweep_days,
+            max_rejected=max_rejected,
+            window_days=window_days,
+            max_window_days=max_window_days,
+            max_window_events=max_window_events,
+            count_events=count_events,
+            request_share=request_share,
+            min_free_mb=min_free_mb,
+            project_timezone=project_timezone,
+            legacy_local_time=legacy_local_time,
+            wait=not no_wait,
+            on_wait=display.waiting,
+            data_group_ids=group or None,
+            typed_tables=typed_tables,
         )
+        asked = dates_of(project, from_date, to_date, refresh, names)
+        profiles = ProfilesAsked(
+            profiles_where,
+            tuple(profiles_property or ()),
+            profiles_cohort,
+            parse_since("--profiles-since", profiles_since),
+            history and "profiles" in names,
+        )
+        if destination:
+            of_account = dataset_of(account.name) if several and account.name else dataset or DATASET
+            into = target_of(destination, of_account)
+        else:
+            into = Target(options.find_database(account))
+        without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]
+        if without_days and (from_date or to_date):
+            options.say(f"the dates do not apply to {', '.join(without_days)}: loaded as they are now")
+        if not no_wait:
+            display.ledger = project.ledger()
+        with display.shown():
+            return load_tables(
+                project,
+                into,
+                names,
+                asked=asked,
+                filter_=EventFilter(event or (), where),
+                profiles=profiles,
+                members=MembersAsked(tuple(cohort or ()), history),
+                progress=display,
+            )
+
+    if not several:
+        result = load_account(options.find_account())
+        _tell(options, result)
+        write_records(_rows(result), options.output)
+        _tell_end(options, result)
+        return
+    errors: list[MixpanelDataError] = []
+    rows: list[dict[str, Any]] = []
+    for account in several:
+        options.say(f"account {account.name}")
+        try:
+            result = load_account(account)
+        except MixpanelDataError as error:  # the others may be loaded all the same
+            rows.append({"account": account.name, **dict.fromkeys(_COLUMNS), "error": redacted(error.message)})
+            errors.append(error)
+            continue
+        _tell(options, result)
+        rows += [{"account": account.name, **row} for row in _rows(result)]
+        try:
+            _tell_end(options, result)
+        except MixpanelDataError as error:
+            errors.append(error)
+    if destination:
+        from mixpanel_source.many_projects import make_views
+
+        views = make_views(destination)
+        options.say(f"views over all accounts: {', '.join(views) or 'none in this destination'}")
+    write_records(rows, options.output)
+    if errors:
+        raise errors[0]
+
+
+_COLUMNS = ("table", "rows", "days", "seconds", "error")
+
+
+def _tell(options: GlobalOptions, result: LoadResult) -> None:
     for warning in result.warnings:
         options.say(f"warning: {warning}")
     if result.late_days:
         options.say(f"late events in settled days, loaded again: {', '.join(map(str, result.late_days))}")
-    write_records(
-        [
-            {
-                "table": table.table,
-                "rows": table.rows,
-                "days": table.days if table.table in WITH_DAYS else None,
-                "seconds": round(table.seconds, 1),
-                "error": None if table.error is None else redacted(table.error.message),
-            }
-            for table in result.tables
-        ],
-        options.output,
-    )
+
+
+def _rows(result: LoadResult) -> list[dict[str, Any]]:
+    from mixpanel_source.load import WITH_DAYS
+
+    return [
+        {
+            "table": table.table,
+            "rows": table.rows,
+            "days": table.days if table.table in WITH_DAYS else None,
+            "seconds": round(table.seconds, 1),
+            "error": None if table.error is None else redacted(table.error.message),
+        }
+        for table in result.tables
+    ]
+
+
+def _tell_end(options: GlobalOptions, result: LoadResult) -> None:
+    """Raises the load's error."""
+    from mixpanel_source.load import WITH_DAYS
+
     _tell_metrics(options, result)
     if result.error is not None:
         raise result.error
@@ -268,7 +333,7 @@ def load(
         news = f"no new {', '.join(idle)}" if loaded else "nothing new"
         options.say(f"{news}: every day asked for is there and complete")
     if loaded:
-        options.say(f"loaded into {into}")
+        options.say(f"loaded into {result.target}")
 
 
 def _tell_metrics(options: GlobalOptions, result: LoadResult) -> None:

@@ -24,12 +24,15 @@ from mixpanel_source.cli.load_options import (
     WindowDays,
 )
 from mixpanel_source.cli.output import Format, write_record
+from mixpanel_source.cli.simulation import Asked, Supposed, write_simulation
 from mixpanel_source.cli.words import counted, requests_in_words, time_in_words
+from mixpanel_source.errors import ConfigError
 
 if TYPE_CHECKING:
     from mixpanel_source.load_plan import LoadPlan
 
 _SHOWN_WINDOWS = 5
+_SIMULATED = "With --simulate"
 
 
 def plan(
@@ -56,6 +59,56 @@ def plan(
     request_share: RequestShare = None,
     project_timezone: ProjectTimezone = None,
     legacy_local_time: LegacyLocalTime = None,
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate",
+            help="Play loads of the size that the options below give on a clock that jumps: requests, hours, CPU, disk."
+            " Needs no account.",
+        ),
+    ] = False,
+    events_per_day: Annotated[
+        int | None, typer.Option(metavar="EVENTS", help="Of each project.", rich_help_panel=_SIMULATED)
+    ] = None,
+    days: Annotated[int | None, typer.Option(metavar="DAYS", help="To load.", rich_help_panel=_SIMULATED)] = None,
+    projects: Annotated[
+        int | None, typer.Option(metavar="N", help="All alike.  [default: 1]", rich_help_panel=_SIMULATED)
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Loads at a time, each of one project.  [default: 1]", rich_help_panel=_SIMULATED
+        ),
+    ] = None,
+    bytes_per_event: Annotated[
+        float | None,
+        typer.Option(metavar="BYTES", help="Of a line of the export.  [default: 800]", rich_help_panel=_SIMULATED),
+    ] = None,
+    profiles: Annotated[
+        int | None, typer.Option(metavar="N", help="Of each project.  [default: 0]", rich_help_panel=_SIMULATED)
+    ] = None,
+    cores: Annotated[
+        float | None,
+        typer.Option(metavar="N", help="Of the machine.  [default: those of this one]", rich_help_panel=_SIMULATED),
+    ] = None,
+    first_byte_s: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Until an export begins to come.  [default: 5]", rich_help_panel=_SIMULATED),
+    ] = None,
+    mb_per_s: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MB", help="Of an export as it is sent, compressed.  [default: 10]", rich_help_panel=_SIMULATED
+        ),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure this machine first, by some small loads of made-up events.",
+            rich_help_panel=_SIMULATED,
+        ),
+    ] = False,
 ) -> None:
     """What mpload load events would ask for with the same options: requests, events, bytes, and the time it takes.
 
@@ -65,12 +118,55 @@ def plan(
     \b
     mpload plan --from 2024-01-01
     mpload plan --from 2024-01-01 --count --format json | jq .requests
+    mpload plan --simulate --events-per-day 200000 --days 365 --projects 50 --workers 4
     """
     from mixpanel_source.exports import EventFilter
     from mixpanel_source.load import dates_of
     from mixpanel_source.load_plan import plan_load
     from mixpanel_source.project import parse_day, project_of
 
+    of_loads = (
+        ("--from", from_date),
+        ("--to", to_date),
+        ("--event", event),
+        ("--where", where),
+        ("--refresh", refresh),
+        ("--count", count),
+        ("--start-date", start_date),
+        ("--lookback-days", lookback_days),
+        ("--sweep-days", sweep_days),
+        ("--project-timezone", project_timezone),
+        ("--legacy-local-time", legacy_local_time),
+    )
+    of_simulations = (
+        ("--events-per-day", events_per_day),
+        ("--days", days),
+        ("--projects", projects),
+        ("--workers", workers),
+        ("--bytes-per-event", bytes_per_event),
+        ("--profiles", profiles),
+        ("--cores", cores),
+        ("--first-byte-s", first_byte_s),
+        ("--mb-per-s", mb_per_s),
+        ("--measure", measure),
+    )
+    for flag, value in of_loads if simulate else of_simulations:
+        if value not in (None, False, []):
+            raise ConfigError(
+                f"{flag} goes {'not with' if simulate else 'with'} --simulate",
+                hint="a simulation is of the numbers that are given, not of what is loaded; see mpload plan --help",
+            )
+    if simulate:
+        write_simulation(
+            options,
+            Asked(events_per_day, days, projects, workers, bytes_per_event, profiles),
+            Supposed(cores, first_byte_s, mb_per_s, measure),
+            window_days=window_days,
+            max_window_days=max_window_days,
+            max_window_events=max_window_events,
+            request_share=request_share,
+        )
+        return
     refuse_empty(("--from", from_date), ("--to", to_date), ("--start-date", start_date))
     account = options.find_account()
     project = project_of(

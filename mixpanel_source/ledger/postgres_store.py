@@ -216,7 +216,7 @@ def _check(url: Secret) -> None:
             good = False
     if not good:
         raise ConfigError(
-            "the address of the request ledger is none of a Postgres database",
+            "the address of the request ledger is none of a Postgres or Redis database",
             hint="such as postgresql://user:password@host/database, with @, / and : in a password as %40, %2F and %3A",
         )
 

@@ -23,11 +23,12 @@ from mixpanel_source.source import configured_project
 from mixpanel_source.windows import DateRange
 from orchestrators.conftest import KILLS, MONTH, TODAY, TWICE, events_in, events_of, kill, rows
 from pipelines import airflow_dag
+from soak.many_sandboxes import serving
 
 Exports = Callable[[], list[tuple[str, str]]]
 
-DAILY, BACKFILL, CURRENT = (
-    getattr(airflow_dag, name)() for name in ("mixpanel_daily", "mixpanel_backfill", "mixpanel_current")
+DAILY, BACKFILL, CURRENT, PROJECTS = (
+    getattr(airflow_dag, f"mixpanel_{name}")() for name in ("daily", "backfill", "current", "projects")
 )
 
 
@@ -149,6 +150,40 @@ def test_what_has_no_interval_is_loaded_as_it_is_now(database: Path) -> None:
     assert [state for _, _, state in states(run(CURRENT))] == ["success", "success"]
     assert rows(database, "SELECT max(event_date) FROM events") == [(TODAY - timedelta(days=1),)]
     assert rows(database, "SELECT count(*) FROM profiles") == [(2,)]
+
+
+def test_accounts_are_loaded_by_a_task_each_and_one_that_fails_fails_the_run(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    other = Sandbox(project_id="2", limits=False)
+    other.add_events(events_of(TODAY - timedelta(days=1), 5))
+    accounts = {"one": ("1", "sandbox"), "two": ("2", "sandbox"), "wrong": ("3", "no")}
+    config = tmp_path / "config.toml"
+
+    def write(*names: str) -> None:
+        keys = {name: accounts[name] for name in names}
+        config.write_text(
+            "".join(
+                f'[accounts.{name}]\nusername = "sandbox"\nsecret = "{secret}"\nproject_id = "{id_}"\nregion = "us"\n'
+                for name, (id_, secret) in keys.items()
+            )
+        )
+        config.chmod(0o600)
+
+    write("one", "two")
+    for name, value in {"MP_CONFIG_PATH": config, "MP_DATA_DIR": tmp_path / "data"}.items():
+        monkeypatch.setenv(name, str(value))
+    with serving([sandbox, other, Sandbox(project_id="3", limits=False)]) as server:
+        monkeypatch.setenv("MP_BASE_URL", server.url)
+        assert states(run(PROJECTS)) == [
+            ("accounts", -1, "success"), ("load", 0, "success"), ("load", 1, "success"), ("views", -1, "success"),
+        ]  # fmt: skip
+        assert rows(tmp_path / "data" / "2.duckdb", "SELECT count(*) FROM events") == [(5,)]
+        assert rows(tmp_path / "data" / "1.duckdb", "SELECT count(*) FROM events") == [(90,)]
+        write("wrong", "one")
+        done = run(PROJECTS)
+    assert [state for task, _, state in states(done) if task == "load"] == ["failed", "success"]
+    assert str(done.state) == "failed"
 
 
 @pytest.mark.parametrize("where", ["connection", "dlt_secrets_toml"])

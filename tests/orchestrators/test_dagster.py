@@ -23,6 +23,7 @@ from mixpanel_source.source import configured_project
 from mixpanel_source.windows import DateRange
 from orchestrators.conftest import FIRST, KILLS, MONTH, TODAY, TWICE, events_in, events_of, kill, rows
 from pipelines import dagster_assets as assets
+from soak.many_sandboxes import serving
 
 Exports = Callable[[], list[tuple[str, str]]]
 
@@ -67,6 +68,36 @@ def materialize(instance: dg.DagsterInstance, database: Path) -> Materialize:
 
 def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, bool]:
     return {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+
+
+def test_an_account_is_a_partition_and_the_schedule_asks_for_all(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    other = Sandbox(project_id="2", limits=False)
+    other.add_events(events_of(TODAY - timedelta(days=1), 5))
+    config = tmp_path / "config.toml"
+    account = '[accounts.%s]\nusername = "sandbox"\nsecret = "%s"\nproject_id = "%s"\nregion = "us"\n'
+    accounts = (("one", "sandbox", "1"), ("two", "sandbox", "2"), ("wrong", "no", "2"))
+    config.write_text("".join(account % keys for keys in accounts))
+    config.chmod(0o600)
+    for name, value in {"MP_CONFIG_PATH": config, "MP_DATA_DIR": tmp_path / "data"}.items():
+        monkeypatch.setenv(name, str(value))
+    (tmp_path / "dagster").mkdir()
+    instance = dg.DagsterInstance.local_temp(str(tmp_path / "dagster"))  # a schedule takes no ephemeral one
+    at = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime.now(UTC))
+    requests: Any = assets.projects_schedule(at)
+    assert [request.partition_key for request in requests] == ["one", "two", "wrong"]
+    outcomes = {}
+    with serving([sandbox, other]) as server:
+        monkeypatch.setenv("MP_BASE_URL", server.url)
+        for request in requests:
+            done = dg.materialize(
+                [assets.mixpanel_project], partition_key=request.partition_key, instance=instance, raise_on_error=False
+            )
+            outcomes[request.partition_key] = done.success
+    assert outcomes == {"one": True, "two": True, "wrong": False}
+    counted = [rows(tmp_path / "data" / f"{id_}.duckdb", "SELECT count(*) FROM events") for id_ in (1, 2)]
+    assert counted == [[(90,)], [(5,)]]
 
 
 CHECKS = dg.AssetSelection.checks_for_assets(assets.EVENTS)

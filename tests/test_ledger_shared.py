@@ -1,4 +1,4 @@
-"""The request ledger of several machines."""
+"""The request ledger of several machines: the same of each kind of server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,36 @@ from mixpanel_source.cli import app
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.credentials import Account, Credentials, Secret
 from mixpanel_source.errors import ConfigError, RateLimitError, WarehouseError
+from mixpanel_source.ledger.store import Key
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger, Spent
 from mixpanel_source.status import status
-from soak import postgres
+from soak import postgres, redis_server
 
 NOBODY = "postgresql://user:planted@127.0.0.1:1/ledger"
+NO_REDIS = "redis://user:planted@127.0.0.1:1/0"
+Server = postgres.PostgresServer | redis_server.RedisServer
 CREDENTIALS = Credentials("user", "pl4nted-too", "1", "us")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[postgres.PostgresServer]:
-    if not postgres.installed():
-        pytest.skip("needs initdb and pg_ctl")
-    with postgres.running() as running:
-        yield running
+@pytest.fixture(scope="module", params=["postgres", "redis"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    if request.param == "postgres":
+        if not postgres.installed():
+            pytest.skip("needs initdb and pg_ctl")
+        with postgres.running() as running:
+            yield running
+    else:
+        if not redis_server.installed():
+            pytest.skip("needs redis-server")
+        with redis_server.running() as redis:
+            yield redis
 
 
 def ledger(url: str, project_id: str) -> RequestLedger:
-    limits: Any = {"app": ((9, 600.0),)}
-    return RequestLedger(None, origin="o", project_id=project_id, limits=limits, at_once={"app": 1}, url=url)
+    limits: Any = {"app": ((9, 600.0),), "query": ((1000, 3600.0),)}
+    at_once: Any = {"app": 1, "query": 5}
+    return RequestLedger(None, origin="o", project_id=project_id, limits=limits, at_once=at_once, url=url)
 
 
 def _hold(url: str, told: Any) -> None:
@@ -48,7 +59,7 @@ def _hold(url: str, told: Any) -> None:
 
 
 @pytest.mark.long
-def test_what_a_killed_process_held_is_free_at_once_and_its_request_counts(server: postgres.PostgresServer) -> None:
+def test_what_a_killed_process_held_is_free_at_once_and_its_request_counts(server: Server) -> None:
     context = multiprocessing.get_context("spawn")
     told = context.Queue()
     worker = context.Process(target=_hold, args=(server.url, told))
@@ -65,7 +76,7 @@ def test_what_a_killed_process_held_is_free_at_once_and_its_request_counts(serve
 
 
 @pytest.mark.long
-def test_a_server_that_was_away_knows_what_it_knew_before(server: postgres.PostgresServer) -> None:
+def test_a_server_that_was_away_knows_what_it_knew_before(server: Server) -> None:
     requests = ledger(server.url, "away")
     assert requests.spent("app") == Spent(0, 9, 0.0)
     spend(requests, "app", 2)
@@ -80,15 +91,65 @@ def test_a_server_that_was_away_knows_what_it_knew_before(server: postgres.Postg
     assert ledger(server.url, "other").spent("app").used == 0
 
 
+def _count(url: str, told: Any) -> None:
+    requests = ledger(url, "many")
+    for _ in range(30):
+        requests.penalize("query", 0)
+        spend(requests, "query")
+    told.put("done")
+
+
+@pytest.mark.long
+def test_nothing_is_lost_where_many_write_at_once(server: Server) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    workers = [context.Process(target=_count, args=(server.url, told)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for _ in workers:
+        told.get(timeout=120)
+    for worker in workers:
+        worker.join()
+    assert ledger(server.url, "many").spent("query").used == 90
+
+
+def _hold_lock(url: str, told: Any) -> None:
+    """Holds the record itself, as one that is killed in the middle of a change does."""
+    key = Key("o", "locked", "app")
+    with ledger(url, "locked")._store.changing(key):
+        told.put("holds")
+        time.sleep(600)
+
+
+@pytest.mark.long
+def test_a_record_is_free_soon_after_the_process_that_changed_it_was_killed(server: Server) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    worker = context.Process(target=_hold_lock, args=(server.url, told))
+    worker.start()
+    assert told.get(timeout=60) == "holds"
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    began = time.monotonic()
+    spend(ledger(server.url, "locked"), "app")
+    assert time.monotonic() - began < 20  # well before its lock would end by itself
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [(NOBODY, "postgresql://127.0.0.1:1/ledger cannot be used: connection failed"),
+     (NO_REDIS, "redis://127.0.0.1:1/0 cannot be used: Error")],
+)  # fmt: skip
 def test_status_answers_where_the_server_is_down(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    url: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = status(tmp_path / "db.duckdb", Project(CREDENTIALS, ledger_url=NOBODY))
+    found = status(tmp_path / "db.duckdb", Project(CREDENTIALS, ledger_url=url))
     assert found.requests == []
-    assert "postgresql://127.0.0.1:1/ledger cannot be used: connection failed" in str(found.requests_problem)
+    assert shown in str(found.requests_problem)
     for name, value in (("USERNAME", "u"), ("SECRET", "pl4nted-too"), ("PROJECT_ID", "1"), ("REGION", "us")):
         monkeypatch.setenv(f"MP_{name}", value)
-    monkeypatch.setenv("MP_LEDGER_URL", NOBODY)
+    monkeypatch.setenv("MP_LEDGER_URL", url)
     with pytest.raises(SystemExit):
         app.main(["--db", str(tmp_path / "db.duckdb"), "--format", "table", "status"])
     assert "not known: the request ledger in" in " ".join(capsys.readouterr().out.split())
@@ -96,11 +157,11 @@ def test_status_answers_where_the_server_is_down(
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://u:pl@nted@h/d", "postgresql://u:planted/x@h/d", "postgresql://u:%planted@h/d", "redis://u:planted@h",
-     "planted"],
+    ["postgresql://u:pl@nted@h/d", "postgresql://u:planted/x@h/d", "postgresql://u:%planted@h/d", "planted",
+     "redis://u:pl@nted@h", "redis://u:planted/x@h", "rediss://u:planted@h/nted"],
 )  # fmt: skip
 def test_an_address_that_cannot_be_is_told_without_its_password(url: str) -> None:
-    with pytest.raises(ConfigError, match="none of a Postgres database") as caught:
+    with pytest.raises(ConfigError, match=r"none of a (Postgres or )?Redis database") as caught:
         MixpanelClient(CREDENTIALS, ledger_url=url)
     for error in (caught.value, caught.value.__context__):
         assert not any(part in f"{error!r} {getattr(error, 'hint', '')}" for part in ("planted", "nted"))
