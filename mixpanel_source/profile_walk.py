@@ -124,8 +124,10 @@ def _id(row: Any) -> str | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of the answer, which came as text so that no number is too long to read."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19 else None
+    """A number of the answer, which came as text so that none is too long to read: a long one is just a lot."""
+    if not (isinstance(value, str) and value.isascii() and value.isdigit()):
+        return None
+    return int(value) if len(value) < 19 else 10**18
 
 
 def _distinct(ids: array[int]) -> int:

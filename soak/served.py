@@ -18,7 +18,7 @@ from mixpanel_source.property_columns import PROFILES, table_name
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.settings import DATASET, TYPED_DATASET
 
-FIRST_DAY = date(2024, 1, 1)
+FIRST_DAY = date(2023, 1, 1)
 NAMES = ("Open", "Search", "Buy")
 
 Ask = Callable[[str], list[Any]]
