@@ -17,4 +17,5 @@ def test_projects_are_loaded_by_workers_that_are_killed(kind: str, tmp_path: Pat
         pytest.skip("no initdb and pg_ctl: apt-get install postgresql, or put them on the PATH")
     outcome = run(Options(tmp_path, seed=1, size=0.25), [kind])
     assert outcome.wrong == []
+    assert f"{kind}: with kills" in outcome.figures, outcome.figures
     print(outcome.figures)  # how long it took says more of what else the machine does
