@@ -32,10 +32,10 @@ YEAR = days("2023-03-12", 365)
 
 
 def asked(sandbox: Sandbox) -> list[tuple[str, str]]:
-    """The windows exported since the last call, as they were asked for."""
+    """The windows exported since the last call, by their first day: those under way at once come in any order."""
     found = [(r.params["from_date"], r.params["to_date"]) for r in sandbox.requests if r.endpoint == "export"]
     sandbox.requests.clear()
-    return found
+    return sorted(found, key=lambda window: window[0])
 
 
 def queries(sandbox: Sandbox) -> list[str]:
