@@ -6,20 +6,17 @@ takes a connection of its own, not one of a pooler that shares them between tran
 
 from __future__ import annotations
 
-import atexit
-import os
 import re
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import urlsplit
 
 from mixpanel_source.credentials import Secret
-from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.errors import ConfigError
 from mixpanel_source.ledger.clock import Reading
 from mixpanel_source.ledger.record import Record, loaded
+from mixpanel_source.ledger.server import Server
 from mixpanel_source.ledger.store import Key, Opened
 
 if TYPE_CHECKING:
@@ -57,11 +54,14 @@ class PostgresStore:
     """A `Store` in the database at `url`. Raises `ConfigError` where that is none of Postgres."""
 
     def __init__(self, url: Secret) -> None:
-        self._server = _server(url)
+        _check(url)
+        self._server = _Server.at(url)
 
     @contextmanager
     def changing(self, key: Key) -> Iterator[Opened]:
-        with self._server.lock, self._server.told():
+        import psycopg
+
+        with self._server.lock, self._server.told(psycopg.Error):
             connection, reading, text = self._begin(key)
             with _rolled_back_on_error(connection):
                 alive = {holder for (holder,) in connection.execute(_ALIVE, (_LOCKS,))}
@@ -73,7 +73,7 @@ class PostgresStore:
     def read(self, key: Key) -> tuple[Record, float]:
         import psycopg
 
-        with self._server.lock, self._server.told():
+        with self._server.lock, self._server.told(psycopg.Error):
             try:
                 reading, text = self._server.retried(lambda connection: _read(connection, key))
             except psycopg.errors.UndefinedTable:
@@ -117,13 +117,11 @@ def _rolled_back_on_error(connection: psycopg.Connection) -> Iterator[None]:
         raise
 
 
-class _Server:
-    """The connection of this process to a database, with the name it holds there."""
+class _Server(Server):
+    """A database; the name is that of an advisory lock."""
 
     def __init__(self, url: Secret) -> None:
-        self.lock = threading.Lock()
-        self.holder = ""
-        self._url = url
+        super().__init__(url)
         self._connection: psycopg.Connection | None = None
 
     def retried(self, ask: Callable[[psycopg.Connection], T]) -> T:
@@ -169,35 +167,6 @@ class _Server:
         if connection is not None:
             connection.close()
 
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Errors of the server as `WarehouseError`."""
-        import psycopg
-
-        try:
-            yield
-        except psycopg.Error as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
-            raise WarehouseError(
-                f"the request ledger in {_shown(self._url)} cannot be used: {text}",
-                hint="look at its server, and at ledger_url or MP_LEDGER_URL",
-            ) from error
-
-
-_servers: dict[tuple[Secret, int], _Server] = {}
-"""By address and process: a child that was forked has connections of its own."""
-_servers_lock: Final = threading.Lock()
-
-
-def _server(url: Secret) -> _Server:
-    _check(url)
-    with _servers_lock:
-        key = (url, os.getpid())
-        if key not in _servers:
-            _servers[key] = _Server(url)
-            atexit.register(_servers[key].close)
-        return _servers[key]
-
 
 def _check(url: Secret) -> None:
     """Of an address that it cannot read, libpq tells parts, which may be those of a password."""
@@ -219,9 +188,3 @@ def _check(url: Secret) -> None:
             "the address of the request ledger is none of a Postgres or Redis database",
             hint="such as postgresql://user:password@host/database, with @, / and : in a password as %40, %2F and %3A",
         )
-
-
-def _shown(url: Secret) -> str:
-    """The address without user, password and options."""
-    parts = urlsplit(url.reveal())
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

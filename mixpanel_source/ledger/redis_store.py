@@ -6,21 +6,18 @@ and Redis tells which of these there are: so it is known who is alive, and whose
 
 from __future__ import annotations
 
-import atexit
-import os
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from mixpanel_source.credentials import Secret
 from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.ledger.clock import Reading
 from mixpanel_source.ledger.record import Record, loaded
+from mixpanel_source.ledger.server import Server
 from mixpanel_source.ledger.store import Key, Opened
 
 if TYPE_CHECKING:
@@ -64,12 +61,15 @@ class RedisStore:
     """A `Store` in the database at `url`. Raises `ConfigError` where that is none of Redis."""
 
     def __init__(self, url: Secret) -> None:
-        self._server = _server(url)
+        _check(url)
+        self._server = _Server.at(url)
 
     @contextmanager
     def changing(self, key: Key) -> Iterator[Opened]:
+        import redis
+
         server = self._server
-        with server.lock, server.told():
+        with server.lock, server.told(redis.RedisError):
             token = f"{server.holder}/{secrets.token_hex(6)}"
             names = _names(key)
             reading, text = self._begin(names, token)
@@ -88,7 +88,9 @@ class RedisStore:
                 )
 
     def read(self, key: Key) -> tuple[Record, float]:
-        with self._server.lock, self._server.told():
+        import redis
+
+        with self._server.lock, self._server.told(redis.RedisError):
             text, *moment = self._server.run(_READ, _names(key))
             reading = _reading(moment)
             return loaded(text, reading), reading.now
@@ -124,15 +126,12 @@ def _reading(moment: list[str]) -> Reading:
     return Reading("", now, now)
 
 
-class _Server:
-    """The connection of this process to a database, with the name it has there."""
+class _Server(Server):
+    """A database; the name is that of the connection."""
 
     def __init__(self, url: Secret) -> None:
-        self.lock = threading.Lock()
+        super().__init__(url)
         self.holder = secrets.token_hex(8)
-        parts = urlsplit(url.reveal())
-        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        self._url = url
         self._client: redis.Redis | None = None
 
     def _connected(self) -> redis.Redis:
@@ -168,35 +167,6 @@ class _Server:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
-
-    @contextmanager
-    def told(self) -> Iterator[None]:
-        """Errors of the server as `WarehouseError`."""
-        import redis
-
-        try:
-            yield
-        except redis.RedisError as error:
-            text = " ".join(str(error).split())[:300] or type(error).__name__
-            raise WarehouseError(
-                f"the request ledger in {self.shown} cannot be used: {text}",
-                hint="look at its server, and at ledger_url or MP_LEDGER_URL",
-            ) from error
-
-
-_servers: dict[tuple[Secret, int], _Server] = {}
-"""By address and process: a child that was forked has a connection of its own."""
-_servers_lock: Final = threading.Lock()
-
-
-def _server(url: Secret) -> _Server:
-    _check(url)
-    with _servers_lock:
-        key = (url, os.getpid())
-        if key not in _servers:
-            _servers[key] = _Server(url)
-            atexit.register(_servers[key].close)
-        return _servers[key]
 
 
 def _check(url: Secret) -> None:
