@@ -11,7 +11,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,7 +75,7 @@ _ELSEWHERE: Final = "load into DuckDB, DuckLake or Postgres, and go on from ther
 
 def support_of(destination: Destination[Any, Any]) -> Support:
     """Raises ConfigError for a destination that would not keep days exact, or JSON as it is."""
-    type_ = _type_of(destination)
+    type_ = type_of(destination)
     if type_ in SUPPORT and not (type_ == "sqlalchemy" and _dialect(destination) != "sqlite"):
         return SUPPORT[type_]
     why = _REFUSED.get(type_, "whether days would be replaced exactly there is not known")
@@ -90,9 +90,9 @@ def keep_promises(destination: Destination[Any, Any]) -> None:
     """
     support = support_of(destination)
     if support.needs is not None and find_spec(support.needs) is None:
-        raise ConfigError(f"{_type_of(destination)} needs {support.needs}", hint=_EXTRAS)
+        raise ConfigError(f"{type_of(destination)} needs {support.needs}", hint=_EXTRAS)
     destination.caps_params["supports_transactions"] = True
-    if _type_of(destination) == "postgres":
+    if type_of(destination) == "postgres":
         destination.caps_params |= {"preferred_loader_file_format": "parquet", "loader_file_format_selector": None}
         _load_files_without_rows()
     if support.json_type is not None and "type_mapper" not in destination.caps_params:
@@ -116,10 +116,12 @@ def _load_files_without_rows() -> None:
 
 def fitted(table: pa.Table, support: Support) -> pa.Table:
     """`table` with what a destination cannot take in its place: U+0000 is the text `\\u0000`."""
+    if support.has_nul:
+        return table
     for index, field in enumerate(table.schema):
-        column = table.column(index)
-        if not support.has_nul and pa.types.is_string(field.type):
-            table = table.set_column(index, field, pc.replace_substring(column, "\0", "\\u0000"))
+        if pa.types.is_string(field.type):
+            column = pc.replace_substring(table.column(index), "\0", "\\u0000")
+            table = table.set_column(index, field, column)
     return table
 
 
@@ -146,27 +148,13 @@ class Target:
 
         Two merges at once of a day that is not there yet would leave it twice, and two that make the tables fail.
         """
-        if self.destination is None:
-            yield
-            return
-        url = _postgres_url(self.destination)
-        file = None if url else _database_file(self.destination)
-        if url is not None:
-            with _advisory_lock(url, self):
-                yield
-        elif file is not None:
-            lock = FileLock(f"{file}.lock")
-            try:
-                lock.acquire(timeout=wait_s)
-            except Timeout:
-                raise WarehouseError(
-                    f"another load writes to {self.where}", hint="run the same command again"
-                ) from None
-            try:
-                yield
-            finally:
-                lock.release()
-        else:
+        lock: AbstractContextManager[None] = nullcontext()
+        if self.destination is not None:
+            if (url := _postgres_url(self.destination)) is not None:
+                lock = _advisory_lock(url, self)
+            elif (file := _database_file(self.destination)) is not None:
+                lock = _file_lock(file, self, wait_s)
+        with lock:
             yield
 
 
@@ -181,7 +169,7 @@ def target_of(destination: str | Destination[Any, Any], dataset: str = settings.
     try:
         made = Destination.from_reference(destination)
         assert made is not None
-        type_ = _type_of(made)
+        type_ = type_of(made)
         if type_ == "duckdb":
             raise ConfigError("a DuckDB file is loaded into without a destination", hint="name it with --db, or MP_DB")
         keep_promises(made)
@@ -217,7 +205,7 @@ def lake_opened(target: Target) -> Iterator[duckdb.DuckDBPyConnection]:
     Raises ConfigError where the destination is none, WarehouseError where it cannot be opened.
     """
     destination = target.destination
-    if destination is None or _type_of(destination) != "ducklake":
+    if destination is None or type_of(destination) != "ducklake":
         raise ConfigError("SQL is asked of DuckDB files and of ducklake alone", hint="use the destination's own client")
     client = destination.client(dlt.Schema(settings.PIPELINE), _bound(destination, target.dataset)).sql_client
     client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
@@ -248,7 +236,8 @@ def _writer_id(path: Path) -> str:
     return written if re.fullmatch(r"w[0-9a-f]{8}", written) else f"w{uuid.uuid4().hex[:8]}"
 
 
-def _type_of(destination: Destination[Any, Any]) -> str:
+def type_of(destination: Destination[Any, Any]) -> str:
+    """dlt's short name of it."""
     return destination.destination_type.rpartition(".")[2]
 
 
@@ -271,7 +260,7 @@ def _dialect(destination: Destination[Any, Any]) -> str:
 
 def _postgres_url(destination: Destination[Any, Any]) -> str | None:
     """Of the database that all its writers share: the destination itself, or DuckLake's catalog."""
-    type_ = _type_of(destination)
+    type_ = type_of(destination)
     if type_ not in ("postgres", "ducklake"):
         return None
     credentials = _credentials(destination)
@@ -285,10 +274,10 @@ def _postgres_url(destination: Destination[Any, Any]) -> str | None:
 
 def _database_file(destination: Destination[Any, Any]) -> Path | None:
     credentials = _credentials(destination)
-    if _type_of(destination) == "ducklake":
+    if type_of(destination) == "ducklake":
         credentials = credentials.catalog
     database = getattr(credentials, "database", None)
-    is_file = _type_of(destination) in ("ducklake", "sqlalchemy") and database and database != ":memory:"
+    is_file = type_of(destination) in ("ducklake", "sqlalchemy") and database and database != ":memory:"
     return Path(str(database)).absolute() if is_file else None
 
 
@@ -310,6 +299,19 @@ def _advisory_lock(url: str, target: Target) -> Iterator[None]:
         yield
     finally:
         connection.close()
+
+
+@contextmanager
+def _file_lock(file: Path, target: Target, wait_s: float) -> Iterator[None]:
+    lock = FileLock(f"{file}.lock")
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise WarehouseError(f"another load writes to {target.where}", hint="run the same command again") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from dlt.common.destination import Destination
 
 from mixpanel_source import settings
 from mixpanel_source.accounts import find_account, read_config
-from mixpanel_source.destinations import Target, target_of
+from mixpanel_source.destinations import Target, target_of, type_of
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.load import DEFAULT_RESOURCES, LoadResult, load
 from mixpanel_source.pipeline import READERS_WAIT_S, locked, open_pipeline, own_errors
@@ -50,9 +50,11 @@ def load_account(
     `options` are fields of Project. Raises as `load`, and the error of the first table that failed, after the others.
     """
     account = find_account(name)
-    into = target_of(destination, dataset_of(name)) if destination else database_path(account.credentials.project_id)
+    if destination:
+        target = target_of(destination, dataset_of(name))
+    else:
+        target = Target(database_path(account.credentials.project_id))
     project = project_of(account, **options)
-    target = into if isinstance(into, Target) else Target(into)
     with locked(target.path, lock_wait_s, what=target):
         result = load(project, target, resources, is_locked=True)
     if result.error is not None:
@@ -83,7 +85,7 @@ def union_views(destination: str | Destination[Any, Any], project_ids: Mapping[s
     """
     target = target_of(destination, UNION_DATASET)
     assert target.destination is not None
-    if target.destination.destination_type.rpartition(".")[2] not in WITH_VIEWS:
+    if type_of(target.destination) not in WITH_VIEWS:
         return []
     datasets = {dataset_of(account): project_id for account, project_id in project_ids.items()}
     pipeline = open_pipeline(target)

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def wait_for(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def count_steps(kill_at: int | None) -> list[int]:
+def count_steps(kill_at: int | None, steps: Iterable[tuple[type, str]] = STEPS) -> list[int]:
     """Counts steps from now on, in the list given back; kills this process before step `kill_at`."""
     counted = [0]
 
@@ -82,7 +82,7 @@ def count_steps(kill_at: int | None) -> list[int]:
 
         return staticmethod(step) if isinstance(original, staticmethod) else step
 
-    for class_, name in STEPS:
+    for class_, name in steps:
         setattr(class_, name, stepping(class_.__dict__[name]))
     return counted
 

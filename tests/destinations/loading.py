@@ -1,6 +1,6 @@
 """Loads of days into a destination that the environment describes, one load after the other.
 
-    python loading.py URL DESTINATION KILL_AT FROM:TO...
+    python -m destinations.loading URL DESTINATION KILL_AT FROM:TO...
 
 A step is whatever dlt does to a file or to the database. The process kills itself before step `KILL_AT` of all of them;
 with 0 it does not, and prints how many there were.
@@ -8,14 +8,14 @@ with 0 it does not, and prints how many there were.
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
+from collections.abc import Iterator
 from datetime import date
 from importlib import import_module
 from typing import Any
 
 from dlt.common.storages.file_storage import FileStorage
+from killed_load import count_steps
 
 from mixpanel_source import settings
 from mixpanel_source.credentials import Credentials
@@ -67,31 +67,15 @@ def client_class(destination: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def _count_steps(destination: str, kill_at: int) -> list[int]:
-    counted = [0]
-
-    def stepping(original: Any) -> Any:
-        function = original.__func__ if isinstance(original, staticmethod) else original
-
-        def step(*args: Any, **kwargs: Any) -> Any:
-            counted[0] += 1
-            if counted[0] == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return staticmethod(step) if isinstance(original, staticmethod) else step
-
+def _steps(destination: str) -> Iterator[tuple[type, str]]:
     for class_, names in ((FileStorage, _FILES), (client_class(destination), _SQL)):
-        for method in names:
-            if method in vars(class_):
-                setattr(class_, method, stepping(vars(class_)[method]))
-    return counted
+        yield from ((class_, name) for name in names if name in vars(class_))
 
 
 def main(url: str, destination: str, kill_at: int, ranges: list[str]) -> None:
     if destination == "ducklake":
         use_extensions()
-    steps = _count_steps(destination, kill_at)
+    steps = count_steps(kill_at, list(_steps(destination)))
     for days in ranges:
         first, last = map(date.fromisoformat, days.split(":"))
         load_into(destination, url, first, last)

@@ -45,6 +45,9 @@ def straight(url: str, database: Path, days: Sequence[str]) -> Target:
     return target
 
 
+TESTS = Path(__file__).parent.parent
+
+
 def plain_source(project: Project, first: str, last: str) -> DltSource:
     credentials: Any = project.credentials
     return mixpanel_source(
@@ -54,8 +57,8 @@ def plain_source(project: Project, first: str, last: str) -> DltSource:
 
 def process(url: str, place: Place, *ranges: str, kill_at: int = 0, data: Path | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("loading.py")), url, place.destination, str(kill_at), *ranges],
-        env={**os.environ, **({"MP_DATA_DIR": str(data)} if data else {})},
+        [sys.executable, "-m", "destinations.loading", url, place.destination, str(kill_at), *ranges],
+        env={**os.environ, "PYTHONPATH": str(TESTS), **({"MP_DATA_DIR": str(data)} if data else {})},
         stdout=subprocess.PIPE,
         text=True,
     )
