@@ -21,7 +21,7 @@ from mixpanel_source.windows import Window
 if TYPE_CHECKING:
     from mixpanel_source.exports import EventFilter
 
-_LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Downloads(Closing):
             failed = [download for download in self._all if download.has_failed]
             if failed and (not coming or self._waits_long()):
                 return failed[0].future.result()
-            _wait(coming, _LOOK_EVERY_S if failed else None)
+            _wait(coming, LOOK_EVERY_S if failed else None)
 
     def is_held_up(self, for_s: float) -> bool:
         """Whether the next one will not be here within `for_s`, or not before a long wait for the request limit."""
@@ -156,7 +156,7 @@ class Downloads(Closing):
             left_s = until - time.monotonic()
             if left_s <= 0 or self._waits_long():
                 return True
-            _wait(self._all, min(left_s, _LOOK_EVERY_S))
+            _wait(self._all, min(left_s, LOOK_EVERY_S))
         return False
 
     def close(self) -> None:

@@ -102,6 +102,11 @@ MAX_WINDOW_BYTES: Final = 400_000_000
 """What one export request asks for at most, as expected. Mixpanel publishes no limit: its own helper advises one to two
 million events (mixpanel-utils), and no client is known to ask for more than 30 days. The bytes, decompressed, are those
 of a load package: a stop loses no more than one."""
+PACKAGE_BYTES: Final = 384 * 1024 * 1024
+"""Of properties in a load package. More costs less CPU, and leaves the file larger by what a replacement needs
+meanwhile."""
+PACKAGE_S: Final = 60.0
+"""How long a load package is read before it is written: a stop loses no more than that."""
 CONCURRENT_EXPORTS: Final = 4
 """Exports that a load has under way at once: most of the time of one passes before its first byte."""
 MAX_SPOOL_BYTES: Final = 4_000_000_000

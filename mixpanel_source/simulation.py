@@ -19,22 +19,18 @@ from datetime import date
 from typing import Final, Literal, TypeVar
 
 from mixpanel_source import settings
+from mixpanel_source.day_counts import COUNT_REQUESTS
+from mixpanel_source.downloads import LOOK_EVERY_S
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.ledger.record import Limits, Record
 from mixpanel_source.planner import Plan, WindowLimits, requests_saved
 from mixpanel_source.rate_limit import SHORT_WAIT_S, limits_of
-from mixpanel_source.settings import ApiFamily
+from mixpanel_source.settings import PACKAGE_BYTES, PACKAGE_S, ApiFamily
 from mixpanel_source.windows import ONE_DAY, Window, days_between
 
 Bound = Literal["quota", "cpu", "server"]
 """What the time goes to: the request limits, the processors, or Mixpanel's answers on their way."""
 
-PACKAGE_BYTES: Final = 384 * 1024 * 1024
-PACKAGE_S: Final = 60.0
-"""As `resources.events.PackageLimits`, which a test holds together."""
-_LOOK_EVERY_S: Final = 0.5
-_COUNT_REQUESTS: Final = 2
-"""As `day_counts.COUNT_REQUESTS`."""
 _PAGE_PROFILES: Final = 1000
 """On a page of engage, where nothing else is asked for. Mixpanel docs: Query Profiles (reference/engage-query)."""
 _FIRST_DAY: Final = date(2024, 1, 1)
@@ -395,9 +391,9 @@ class _Load:
     def _count(self) -> _Task:
         """As `day_counts.tell_counts`."""
         unknown = self._plan.days_unknown()
-        if not self._how.count_events or requests_saved(len(unknown), self._how.windows) <= _COUNT_REQUESTS:
+        if not self._how.count_events or requests_saved(len(unknown), self._how.windows) <= COUNT_REQUESTS:
             return
-        for _ in range(_COUNT_REQUESTS):
+        for _ in range(COUNT_REQUESTS):
             yield from self._query()
         self._plan.tell(dict.fromkeys(unknown, self._played.amount.events_per_day))
 
@@ -448,7 +444,7 @@ class _Load:
             left_s = until - played.now
             if left_s <= 0 or self._waits_long():
                 return True
-            yield _Wait(self._arrived, min(left_s, _LOOK_EVERY_S))
+            yield _Wait(self._arrived, min(left_s, LOOK_EVERY_S))
         return False
 
     def _waits_long(self) -> bool:

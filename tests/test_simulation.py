@@ -17,7 +17,8 @@ from mixpanel_source.planner import WindowLimits
 from mixpanel_source.project import Project
 from mixpanel_source.resources.events import PackageLimits
 from mixpanel_source.sandbox import Sandbox, SandboxServer
-from mixpanel_source.simulation import PACKAGE_BYTES, PACKAGE_S, Amount, Machine, Server, Simulation, simulate
+from mixpanel_source.settings import PACKAGE_BYTES, PACKAGE_S
+from mixpanel_source.simulation import Amount, Machine, Server, Simulation, simulate
 from mixpanel_source.windows import DateRange
 
 IDLE = Machine(cores=1, event_s=0, typed_event_s=0, package_s=0, start_s=0)

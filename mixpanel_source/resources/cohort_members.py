@@ -21,7 +21,6 @@ from mixpanel_source.kept_out import KeptOut
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project
 from mixpanel_source.resources.load_package import (
-    PACKAGE_S,
     ROW_HASH,
     InParts,
     hash_of,
@@ -33,6 +32,7 @@ from mixpanel_source.resources.load_package import (
     with_load_id,
 )
 from mixpanel_source.resources.profiles import tables_of
+from mixpanel_source.settings import PACKAGE_S
 
 _SCHEMA = pa.schema([("cohort_id", pa.int64()), ("distinct_id", pa.string())])
 _HISTORY_SCHEMA = _SCHEMA.append(ROW_HASH)

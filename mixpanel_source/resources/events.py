@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from dlt.extract import DltResource
 
+from mixpanel_source import settings
 from mixpanel_source.day_counts import planned
 from mixpanel_source.destinations import EXACT_JSON
 from mixpanel_source.errors import MixpanelDataError
@@ -92,9 +93,8 @@ def events(
 class PackageLimits:
     """When a load package is full enough to be written: a stop loses no more than one."""
 
-    bytes: int = 384 * 1024 * 1024
-    """Of properties. More costs less CPU, and leaves the file larger by what a replacement needs meanwhile."""
-    seconds: float = 60.0
+    bytes: int = settings.PACKAGE_BYTES
+    seconds: float = settings.PACKAGE_S
     """Since its first window was read; and before every long wait for the request limit."""
 
 

@@ -36,10 +36,6 @@ def with_load_id(table: pa.Table) -> pa.Table:
     return table.append_column("_dlt_load_id", pa.repeat(pa.scalar(load_id, pa.string()), len(table)))
 
 
-PACKAGE_S = 60.0
-"""How long what is read in small parts is read before it is written: a stop loses no more than that."""
-
-
 class InParts:
     """What is read part by part into load packages. An error of a single part leaves the others alone."""
 

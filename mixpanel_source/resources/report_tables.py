@@ -33,7 +33,6 @@ from mixpanel_source.report_days import (
 from mixpanel_source.report_questions import INSIGHTS, Question, required_questions
 from mixpanel_source.reports import InsightsResult, Report, Reports
 from mixpanel_source.resources.load_package import (
-    PACKAGE_S,
     InParts,
     is_held_up,
     literals,
@@ -42,6 +41,7 @@ from mixpanel_source.resources.load_package import (
     scoped,
     with_load_id,
 )
+from mixpanel_source.settings import PACKAGE_S
 from mixpanel_source.windows import DateRange, Window
 
 logger = logging.getLogger(__name__)
