@@ -98,11 +98,11 @@ FIRST_LOAD_DAYS: Final = 30
 """Days before today that a first load goes back, where `start_date` is not set."""
 MAX_WINDOW_DAYS: Final = 30
 MAX_WINDOW_EVENTS: Final = 1_000_000
-MAX_WINDOW_BYTES: Final = 400_000_000
+MAX_WINDOW_BYTES: Final = 520_000_000
 """What one export request asks for at most, as expected. Mixpanel publishes no limit: its own helper advises one to two
 million events (mixpanel-utils), and no client is known to ask for more than 30 days. The bytes, decompressed, are those
 of a load package: a stop loses no more than one."""
-PACKAGE_BYTES: Final = 384 * 1024 * 1024
+PACKAGE_BYTES: Final = 512 * 1024 * 1024
 """Of properties in a load package. More costs less CPU, and leaves the file larger by what a replacement needs
 meanwhile."""
 PACKAGE_S: Final = 60.0

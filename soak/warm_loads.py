@@ -4,7 +4,7 @@
 
 Reads a `Load` as JSON from each line of stdin and writes an `Ended` for it. It forks, so it has no thread and opens no
 database itself. The limits of requests are lifted, and each package is written as soon as it holds a window, which a
-load does otherwise after a minute or some 400 MB.
+load does otherwise after a minute or some 500 MB.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ def test_counts_that_turn_out_too_low_are_taken_for_lower_bounds() -> None:
 
 def test_bytes_are_learned_from_the_exports() -> None:
     asked = play(Plan(YEAR[:90], sizes=dict.fromkeys(YEAR[:90], 10_000)), lambda _: 10_000, event_bytes=20_000)
-    # 2 days of 10,000 events of 20 kB are 400 MB.
+    # 2 days of 10,000 events of 20 kB are 400 MB, and a third one is too much.
     assert lengths(asked.whole) == [30, *[2] * 30]
 
 
