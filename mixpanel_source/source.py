@@ -19,6 +19,7 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
 
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
+from mixpanel_source.destinations import keep_promises
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, day_of, loaded_days, moment_of
@@ -268,6 +269,8 @@ def _rows_of(pipeline: dlt.Pipeline, sql: str) -> Sequence[Sequence[Any]]:
     """The answer; nothing before a load has made the tables."""
     if not pipeline.schema_names:
         return []
+    if pipeline.destination is not None:
+        keep_promises(pipeline.destination)  # how tables are read is part of it
     with pipeline.sql_client() as client:
         try:
             return client.execute_sql(sql) or ()
