@@ -346,6 +346,8 @@ def _file_lock(file: Path, target: Target, wait_s: float) -> Iterator[None]:
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise WarehouseError(f"another load writes to {target.where}", hint="run the same command again") from None
+    except OSError as error:
+        raise WarehouseError(f"cannot write in {file.parent}: {error.strerror}") from error
     try:
         yield
     finally:

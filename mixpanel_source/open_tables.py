@@ -46,7 +46,8 @@ def has_catalog() -> bool:
     """
     from dlt.common.libs.pyiceberg import get_catalog, is_ephemeral_catalog
 
-    return not is_ephemeral_catalog(get_catalog())
+    with closing(get_catalog()) as catalog:
+        return not is_ephemeral_catalog(catalog)
 
 
 def replace_by_commits(destination: Destination[Any, Any]) -> None:
