@@ -39,7 +39,7 @@ class LoadPlan:
     spent: Spent
     """The export requests of the last hour, by the ledger."""
     kept: Sequence[Window] = ()
-    """Exports that a stopped load has left on the disk: they are loaded, too, and not asked for."""
+    """Days whose exports a stopped load has left on the disk: they are loaded, too, and not asked for."""
     sweep_requests: int = 0
     """Exports that look for late events of settled days, before the others; days that hold some come on top."""
 
@@ -71,7 +71,8 @@ def plan_load(
     loaded = _loaded(rows, filter_)
     sweeps = _sweeps_due(project, database, asked, filter_, loaded)
     plan = project.plan(asked, loaded)
-    kept = KeptExports(database, project, filter_).tell(plan, last_exports(rows), refresh=asked.refresh)
+    exports = KeptExports(database, project, filter_).tell(plan, last_exports(rows), refresh=asked.refresh)
+    kept = [day for window in exports for day in window.days]
     counts = counts_of(plan, project, filter_) if count else {}
     plan.tell(counts)
     forecast = plan.forecast()
@@ -79,9 +80,9 @@ def plan_load(
     known = {day.day for day in loaded if day.complete}
     sizes: Counter[SizeSource] = Counter({"loaded": 0, "counted": 0, "neighbours": 0, "unknown": 0})
     sizes.update(_source(day, known, counts) for day in days)
-    there = _ranges(_there(asked, known, {*days, *(day for window in kept for day in window.days)}))
+    there = _ranges(_there(asked, known, {*days, *kept}))
     spent = project.ledger().spent("export")
-    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, spent, kept, sweeps)
+    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, spent, _ranges(kept), sweeps)
 
 
 def _sweeps_due(
