@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpanel_source.planner import PATIENCE, Plan, WindowLimits, requests_saved, seconds_to_ask
+from mixpanel_source.planner import NEIGHBOURS, PATIENCE, TRUST, Plan, WindowLimits, requests_saved, seconds_to_ask
 from mixpanel_source.rate_limit import Spent
 from mixpanel_source.windows import Window, days_between, windows_over
 
@@ -289,6 +289,14 @@ def test_a_first_trouble_is_forgotten_soon_whatever_came_before() -> None:
     assert lengths(play(plan, lambda _: 10).whole) == [*[15] * 4, *[30] * 4, 5]
 
 
+def test_each_trouble_that_comes_back_is_waited_for_twice_as_long() -> None:
+    asked = play(Plan(YEAR, WindowLimits(4, None, None)), lambda _: 10, most=25)
+    assert lengths(asked.whole[:-1]) == [2] * (len(YEAR) // 2)
+    # The first, and those after 4, 8, 16, 32 and 64 windows that came whole.
+    at = [0, 4, 12, 28, 60, 124]
+    assert [window.first for window in asked.cut] == [YEAR[2 * number] for number in at]
+
+
 def test_a_short_trouble_does_not_make_all_windows_short() -> None:
     plan = Plan(YEAR, sizes=dict.fromkeys(YEAR, 10))
     window = plan.next()
@@ -356,6 +364,43 @@ def test_nothing_runs_ahead_of_what_may_tell_how_long_windows_can_be() -> None:
     plan.cut(second)
     assert plan.next([third]) is None
     assert plan.next() == Window(YEAR[30], YEAR[44])
+
+
+@pytest.mark.parametrize("trouble", ["cut", "split", "failed"])
+def test_after_trouble_even_a_single_day_goes_alone(trouble: str) -> None:
+    plan = Plan(YEAR, WindowLimits(1 if trouble == "failed" else 2, None, None))
+    first = plan.next()
+    assert first is not None
+    plan.came(first, 10, 100)
+    plan.read(first, is_odd=False)
+    second = plan.next([])
+    assert second is not None
+    third = plan.next([second])
+    assert third is not None
+    if trouble == "failed":
+        plan.failed(second.first)
+    else:
+        getattr(plan, trouble)(second)
+    assert plan.next([third]) is None
+    alone = plan.next()
+    assert alone is not None
+    assert len(alone) == 1
+
+
+@pytest.mark.parametrize(("days", "ahead"), [(30 + 30 + 12, 12), (30 + 30 + 13, None), (90, None)])
+def test_nothing_runs_ahead_into_more_days_that_nothing_tells_of_than_its_neighbours_can(
+    days: int, ahead: int | None
+) -> None:
+    assert TRUST * NEIGHBOURS == 30 + 12
+    plan = Plan(YEAR[:days], WindowLimits(30, 1_000), dict.fromkeys(YEAR[:30], 10))
+    first = plan.next()
+    assert first == Window(YEAR[0], YEAR[29])
+    plan.came(first, 300, 3_000)
+    plan.read(first, is_odd=False)
+    second = plan.next()
+    assert second == Window(YEAR[30], YEAR[59])
+    third = plan.next([second])
+    assert (third and len(third)) == ahead
 
 
 # --- exports that are here from before
