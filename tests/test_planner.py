@@ -366,6 +366,20 @@ def test_nothing_runs_ahead_of_what_may_tell_how_long_windows_can_be() -> None:
     assert plan.next() == Window(YEAR[30], YEAR[44])
 
 
+def test_what_is_coming_is_taken_for_whole_and_plain() -> None:
+    plan = Plan(YEAR, WindowLimits(10, None, None))
+    first = plan.next()
+    assert first is not None
+    plan.came(first, 10, 100)
+    plan.read(first, is_odd=False)
+    coming: list[Window] = []
+    while len(coming) < 4:
+        window = plan.next(coming)
+        assert window is not None
+        coming.append(window)
+    assert lengths(coming) == [10] * 4
+
+
 @pytest.mark.parametrize("trouble", ["cut", "split", "failed"])
 def test_after_trouble_even_a_single_day_goes_alone(trouble: str) -> None:
     plan = Plan(YEAR, WindowLimits(1 if trouble == "failed" else 2, None, None))
@@ -429,6 +443,23 @@ def test_a_forecast_changes_nothing_and_is_what_is_asked_for_then() -> None:
     assert [planned.window for planned in forecast.windows] == play(plan, sizes.__getitem__, event_bytes=400).whole
     assert (forecast.days, forecast.events, forecast.bytes) == (365, sum(sizes.values()), 400 * sum(sizes.values()))
     assert forecast.requests == forecast.requests_at_most
+
+
+def test_of_a_day_that_nothing_tells_of_as_much_is_expected_as_of_the_seven_nearest() -> None:
+    before, after = dict.fromkeys(YEAR[:10], 100), dict.fromkeys(YEAR[20:30], 1_000)
+    plan = Plan(YEAR, sizes=before | after)
+    assert [plan.expected(Window.of(YEAR[number])) for number in (10, 15, 19)] == [
+        100,
+        (4 * 1_000 + 3 * 100) / 7,
+        1_000,
+    ]
+    assert Plan(YEAR, sizes=dict.fromkeys(YEAR[:10], 0)).expected(Window.of(YEAR[10])) == 0
+    assert Plan(YEAR).expected(Window.of(YEAR[10])) == 0
+
+
+def test_a_forecast_goes_on_from_what_it_expects() -> None:
+    plan = Plan(YEAR[:90], sizes=dict.fromkeys(YEAR[:30], 10))
+    assert [window.events for window in plan.forecast().windows] == [300, 300, 300]
 
 
 def test_where_nothing_is_known_a_forecast_says_between_what_the_requests_lie() -> None:
