@@ -150,6 +150,18 @@ def test_counts_that_turn_out_too_low_are_taken_for_lower_bounds() -> None:
     assert lengths(play(Plan(YEAR[:90], sizes=nothing), lambda _: 600_000).whole) == [30, *[1] * 60]
 
 
+def test_as_many_times_more_as_came_are_expected_of_what_is_told_of_others() -> None:
+    plan = Plan(YEAR[:3], WindowLimits(1, 1_000), dict.fromkeys(YEAR[:3], 200))
+    first = plan.next()
+    assert first == Window.of(YEAR[0])
+    plan.came(first, 300, 3_000)
+    assert plan.expected(Window.of(YEAR[1])) == 300
+    second = plan.next()
+    assert second == Window.of(YEAR[1])
+    plan.came(second, 100, 1_000)
+    assert plan.expected(Window.of(YEAR[2])) == 200  # never less than what is told
+
+
 def test_bytes_are_learned_from_the_exports() -> None:
     asked = play(Plan(YEAR[:90], sizes=dict.fromkeys(YEAR[:90], 10_000)), lambda _: 10_000, event_bytes=20_000)
     # 2 days of 10,000 events of 20 kB are 400 MB, and a third one is too much.
@@ -378,6 +390,13 @@ def test_what_is_coming_is_taken_for_whole_and_plain() -> None:
         assert window is not None
         coming.append(window)
     assert lengths(coming) == [10] * 4
+
+
+def test_the_first_goes_alone_even_a_single_day() -> None:
+    plan = Plan(YEAR, WindowLimits(1, None, None))
+    first = plan.next()
+    assert first == Window.of(YEAR[0])
+    assert plan.next([first]) is None
 
 
 @pytest.mark.parametrize("trouble", ["cut", "split", "failed"])
