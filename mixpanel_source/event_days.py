@@ -35,6 +35,15 @@ def loaded_days(rows: Iterable[Sequence[Any]], labels: Sequence[str | None]) -> 
     return [day for day in days if day is not None]
 
 
+def last_exports(rows: Iterable[Sequence[Any]]) -> dict[date, datetime]:
+    """When each day of `rows` (of LOADED_DAYS_SQL), or a part of it, was exported last."""
+    last: dict[date, datetime] = {}
+    for day, _, exported_at, *_ in rows:
+        day, exported_at = day_of(day), moment_of(exported_at)
+        last[day] = max(last.get(day, exported_at), exported_at)
+    return last
+
+
 def day_of(value: date | str) -> date:
     """A day as a destination gives it: SQLite has text."""
     return date.fromisoformat(value) if isinstance(value, str) else value

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 
 from mixpanel_source import settings
+from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import TABLES
 from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
@@ -84,10 +85,12 @@ def fetch_events(
     told = progress or NoProgress()
     plan = project.plan(DateRange(from_date, to_date, refresh=True), ())
     with _snapshot(database, name, "events", told) as snapshot:
-        told.planned(plan.forecast())
+        told.planned(forecast := plan.forecast())
+        room = _room(database, project)
+        room.check_forecast(forecast, ())
         snapshot.file.write(EVENTS_SCHEMA.empty_table())
         warnings: list[str] = []
-        project = replace(project, kept_out=snapshot.kept_out)
+        project = replace(project, kept_out=snapshot.kept_out, disk=room)
         with project.client() as client, Exports(client, project, plan, filter_, told) as exports:
             while (rows := exports.next()) is not None:
                 with rows:
@@ -121,6 +124,7 @@ def fetch_profiles(
         raise ConfigError("where is empty", hint="leave it out for all profiles")
     told = progress or NoProgress()
     with _snapshot(database, name, "profiles", told) as snapshot:
+        _room(database, project)
         snapshot.file.write(profile_parsing.SCHEMA.empty_table())
         with project.client() as client, client.profiles(where=where, on_page=told.profiles) as pages:
             for table in tables_of(pages, snapshot.kept_out):
@@ -153,6 +157,14 @@ def drop_all(database: Path, type_: FetchType | None = None) -> list[str]:
     if names:
         drop_tables(database, names)
     return names
+
+
+def _room(database: Path, project: Project) -> DiskRoom:
+    """The room there is. Raises WarehouseError where it is too little."""
+    room = DiskRoom(database, spool_folder(), project.min_free_mb)
+    room.check_spool()
+    room.check()
+    return room
 
 
 class _Snapshot:

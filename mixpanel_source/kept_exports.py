@@ -48,11 +48,6 @@ class KeptExports:
             "project_id": project.credentials.project_id,
             "filter": {"events": list(filter_.events), "where": filter_.where},
         }
-        spool_folder()
-        try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise WarehouseError(f"cannot make the folder {self.folder}: {error.strerror}") from error
 
     @property
     def bytes(self) -> int:
@@ -75,11 +70,35 @@ class KeptExports:
         `since`.
         """
         now = datetime.now(UTC)
+        spool_folder()
+        try:
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise WarehouseError(f"cannot make the folder {self.folder}: {error.strerror}") from error
         _remove_old(self.folder, now, self._project.spool_keep_hours)
         found: list[tuple[Fetched, ExportBody]] = []
         left: list[Path] = []
+        for kept in self._of_use(now, exported_at, refresh=refresh, since=since):
+            left.append(kept.path)
+            if self._is_taken(kept, plan):
+                body = ExportBody.reopened(kept.path, kept.facts)
+                self._kept[kept.window] = kept.path, body.compressed_bytes
+                asked = Asked(kept.window, self._filter)
+                found.append((Fetched(asked, kept.requests, kept.exported_at, body, is_kept=True), body))
+        _remove_others(self.folder, left)
+        return found
+
+    def tell(self, plan: Plan, exported_at: Mapping[date, datetime], *, refresh: bool = False) -> list[Window]:
+        """As `take_up`, for a plan alone: nothing is opened or removed. The windows that need not be asked for."""
+        kept = self._of_use(datetime.now(UTC), exported_at, refresh=refresh)
+        return [one.window for one in kept if self._is_taken(one, plan)]
+
+    def _of_use(
+        self, now: datetime, exported_at: Mapping[date, datetime], *, refresh: bool, since: datetime | None = None
+    ) -> Iterator[_Kept]:
+        """Those of this project that a load can take up, the newest of a window first."""
         for kept in sorted(_kept_in(self.folder), key=lambda kept: (kept.window.first, now - kept.exported_at)):
-            is_of_use = (
+            if (
                 (not refresh or (since is not None and kept.exported_at >= since))
                 and kept.is_whole
                 and kept.of["origin"] == self._of["origin"]
@@ -87,17 +106,12 @@ class KeptExports:
                 and now - kept.exported_at <= timedelta(hours=self._project.spool_keep_hours)
                 and self._is_over(kept.window, kept.exported_at)
                 and all(day not in exported_at or exported_at[day] < kept.exported_at for day in kept.window.days)
-            )
-            if not is_of_use:
-                continue
-            left.append(kept.path)
-            if kept.of == self._of and plan.take(kept.window, kept.facts["lines"], kept.facts["decompressed_bytes"]):
-                body = ExportBody.reopened(kept.path, kept.facts)
-                self._kept[kept.window] = kept.path, body.compressed_bytes
-                asked = Asked(kept.window, self._filter)
-                found.append((Fetched(asked, kept.requests, kept.exported_at, body, is_kept=True), body))
-        _remove_others(self.folder, left)
-        return found
+            ):
+                yield kept
+
+    def _is_taken(self, kept: _Kept, plan: Plan) -> bool:
+        """Whether `plan` is told of it: not where it is of another filter, or its days are not to be asked for."""
+        return kept.of == self._of and plan.take(kept.window, kept.facts["lines"], kept.facts["decompressed_bytes"])
 
     def keep(self, fetched: Fetched, body: ExportBody) -> None:
         """Have it outlive this process. Not for a part of what is loaded, nor for days that were not over."""

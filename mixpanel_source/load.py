@@ -32,7 +32,6 @@ from mixpanel_source.pipeline import (
     locked,
     open_pipeline,
     own_errors,
-    refuse_snapshots,
     run_package,
 )
 from mixpanel_source.progress import LoadProgress, NoProgress
@@ -48,7 +47,15 @@ from mixpanel_source.settings import REPORT_TABLES
 from mixpanel_source.source import last_exports_of, loaded_days_of, report_days_of
 from mixpanel_source.sweep import SweepResult, note_sweep, sweep
 from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
-from mixpanel_source.warehouse import check_database, connected, first_line, hint_of, opened, prepare_database
+from mixpanel_source.warehouse import (
+    check_database,
+    connected,
+    first_line,
+    hint_of,
+    opened,
+    prepare_database,
+    refuse_snapshots,
+)
 from mixpanel_source.windows import DateRange, Window
 
 DEFAULT_RESOURCES = ("events", "profiles")

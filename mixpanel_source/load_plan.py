@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mixpanel_source.day_counts import counts_of
-from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days
+from mixpanel_source.event_days import LOADED_DAYS_SQL, last_exports, loaded_days
 from mixpanel_source.exports import EventFilter
+from mixpanel_source.kept_exports import KeptExports
 from mixpanel_source.planner import Forecast, seconds_to_ask
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import Spent
@@ -37,6 +38,8 @@ class LoadPlan:
     """Whether Mixpanel was to be asked for counts; it may have had none."""
     spent: Spent
     """The export requests of the last hour, by the ledger."""
+    kept: Sequence[Window] = ()
+    """Days whose exports a stopped load has left on the disk: they are loaded, too, and not asked for."""
     sweep_requests: int = 0
     """Exports that look for late events of settled days, before the others; days that hold some come on top."""
 
@@ -64,9 +67,12 @@ def plan_load(
     of the Query API at most. Raises as `load` before it asks, and WarehouseError where the database cannot be read.
     """
     check_database(database)
-    loaded = loaded_days_in(database, filter_)
+    rows = _loaded_rows(database)
+    loaded = _loaded(rows, filter_)
     sweeps = _sweeps_due(project, database, asked, filter_, loaded)
     plan = project.plan(asked, loaded)
+    exports = KeptExports(database, project, filter_).tell(plan, last_exports(rows), refresh=asked.refresh)
+    kept = [day for window in exports for day in window.days]
     counts = counts_of(plan, project, filter_) if count else {}
     plan.tell(counts)
     forecast = plan.forecast()
@@ -74,9 +80,9 @@ def plan_load(
     known = {day.day for day in loaded if day.complete}
     sizes: Counter[SizeSource] = Counter({"loaded": 0, "counted": 0, "neighbours": 0, "unknown": 0})
     sizes.update(_source(day, known, counts) for day in days)
-    there = _ranges(_there(asked, known, days))
+    there = _ranges(_there(asked, known, {*days, *kept}))
     spent = project.ledger().spent("export")
-    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, spent, sweeps)
+    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, spent, _ranges(kept), sweeps)
 
 
 def _sweeps_due(
@@ -90,12 +96,20 @@ def _sweeps_due(
 
 def loaded_days_in(database: Path, filter_: EventFilter) -> list[LoadedDay]:
     """As `source.loaded_days_of`, without a pipeline."""
-    if filter_.where is not None or not database.exists():
+    return _loaded(_loaded_rows(database), filter_)
+
+
+def _loaded(rows: Sequence[Sequence[Any]], filter_: EventFilter) -> list[LoadedDay]:
+    return [] if filter_.where is not None else loaded_days(rows, filter_.labels)
+
+
+def _loaded_rows(database: Path) -> list[tuple[Any, ...]]:
+    if not database.exists():
         return []
     with opened(database) as connection:
         if not {"event_days", "_dlt_loads"} <= table_names(connection):
             return []
-        return loaded_days(connection.execute(LOADED_DAYS_SQL).fetchall(), filter_.labels)
+        return connection.execute(LOADED_DAYS_SQL).fetchall()
 
 
 def _source(day: date, loaded: Collection[date], counted: Collection[date]) -> SizeSource:
@@ -106,7 +120,7 @@ def _source(day: date, loaded: Collection[date], counted: Collection[date]) -> S
     return "neighbours" if loaded or counted else "unknown"
 
 
-def _there(asked: DateRange, complete: set[date], days: Sequence[date]) -> list[date]:
+def _there(asked: DateRange, complete: set[date], days: set[date]) -> list[date]:
     first = asked.from_date or min(complete, default=date.max)
     last = asked.to_date or date.max
     return [day for day in complete.difference(days) if first <= day <= last]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 
 from mixpanel_source import settings
-from mixpanel_source.errors import WarehouseError
-from mixpanel_source.warehouse import LOCK_WAIT_S, fetched_tables, first_line, identifier, literal, opened
+from mixpanel_source.errors import MixpanelDataError
+from mixpanel_source.warehouse import LOCK_WAIT_S, first_line, identifier, literal, opened, refuse_snapshots
 
 if TYPE_CHECKING:
     from mixpanel_source.load_record import LoadRecord
@@ -63,14 +63,13 @@ def write_runs(database: Path, records: Sequence[LoadRecord], wait_s: float = LO
         return not records
     try:
         with opened(database, write=True, wait_s=wait_s) as connection:
-            if LOAD_RUNS in {name.lower() for name in fetched_tables(connection)}:
-                raise WarehouseError(f"{LOAD_RUNS} is a snapshot here: drop it")
+            refuse_snapshots(connection, [LOAD_RUNS])
             connection.execute("BEGIN")
             _make_table(connection)
             for record in records:
                 _insert(connection, record)
             connection.execute("COMMIT")
-    except (WarehouseError, duckdb.Error) as error:
+    except (MixpanelDataError, duckdb.Error) as error:
         logger.warning("the run is not in %s yet: %s", LOAD_RUNS, first_line(error))
         return False
     return True

@@ -28,19 +28,19 @@ from filelock import FileLock, Timeout
 
 from mixpanel_source import settings
 from mixpanel_source.destinations import Target, without_secrets
-from mixpanel_source.errors import MixpanelDataError, TableExistsError, WarehouseError
+from mixpanel_source.errors import MixpanelDataError, WarehouseError
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.source import source_of
 from mixpanel_source.traces import keep_trace, last_trace
 from mixpanel_source.warehouse import (
     connected,
     data_folder_error,
-    fetched_tables,
     first_line,
     hint_of,
     kept_folder,
     lock_path,
     pipelines_folder,
+    refuse_snapshots,
 )
 
 logger = logging.getLogger(__name__)
@@ -153,16 +153,6 @@ def start_over(database: Path) -> None:
             path.unlink(missing_ok=True)
         for folder in (pipelines_folder(database), kept_folder(database)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def refuse_snapshots(connection: duckdb.DuckDBPyConnection, resources: Sequence[str]) -> None:
-    """Raises TableExistsError where a resource's table is one that `fetch` made."""
-    for name in fetched_tables(connection):
-        if name.lower() in resources:
-            raise TableExistsError(
-                f"the table {name} is a snapshot, which a load cannot add to",
-                hint=f"drop it, or load into another file with --db: mpload drop {name}",
-            )
 
 
 class _Writing:

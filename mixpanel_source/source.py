@@ -14,6 +14,7 @@ from dlt.common.configuration import configspec, known_sections
 from dlt.common.configuration.inject import get_fun_spec
 from dlt.common.configuration.resolve import resolve_configuration
 from dlt.common.configuration.specs import BaseConfiguration, CredentialsConfiguration
+from dlt.common.exceptions import DltException
 from dlt.common.typing import TSecretStrValue
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
@@ -21,8 +22,8 @@ from dlt.extract import DltResource
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
 from mixpanel_source.destinations import keep_promises
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
-from mixpanel_source.errors import ConfigError
-from mixpanel_source.event_days import LOADED_DAYS_SQL, day_of, loaded_days, moment_of
+from mixpanel_source.errors import ConfigError, MixpanelDataError
+from mixpanel_source.event_days import LOADED_DAYS_SQL, last_exports, loaded_days
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.listings import LISTINGS
 from mixpanel_source.project import Project, parse_day, parse_range, parse_since, project_of
@@ -149,7 +150,7 @@ def mixpanel_source(
     stop loses less. Raises ConfigError here for a date that is none, and for a wrong question.
     """
     # A run finishes what a stopped one has left before it reads a resource. Where that cannot be, reading one tells.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(MixpanelDataError, DltException):
         replace_in_one_transaction()
     asked = parse_range(from_date, to_date, refresh)
     first_day = parse_day("start_date", start_date)
@@ -253,11 +254,7 @@ def loaded_days_of(pipeline: dlt.Pipeline, filter_: EventFilter) -> list[LoadedD
 
 def last_exports_of(pipeline: dlt.Pipeline) -> dict[date, datetime]:
     """When each day, or a part of it, was exported last, of what the destination of `pipeline` holds."""
-    last: dict[date, datetime] = {}
-    for day, _, exported_at, *_ in _rows_of(pipeline, LOADED_DAYS_SQL):
-        day, exported_at = day_of(day), moment_of(exported_at)
-        last[day] = max(last.get(day, exported_at), exported_at)
-    return last
+    return last_exports(_rows_of(pipeline, LOADED_DAYS_SQL))
 
 
 def report_days_of(pipeline: dlt.Pipeline, table: str) -> list[ReportDay]:

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 from mixpanel_source import settings
 from mixpanel_source.bodies import ExportBody
 from mixpanel_source.client import MixpanelClient
-from mixpanel_source.errors import AuthenticationError, ConfigError, MixpanelDataError, WarehouseError
+from mixpanel_source.errors import AuthenticationError, ConfigError, MixpanelDataError
 from mixpanel_source.parsing.events import EventParser
 from mixpanel_source.project import Project
-from mixpanel_source.warehouse import OnWait, fetched_tables, identifier, opened, table_names
+from mixpanel_source.warehouse import OnWait, fetched_tables, identifier, opened, refuse_snapshots, table_names
 from mixpanel_source.windows import LoadedDay, Window, settles_at
 
 logger = logging.getLogger(__name__)
@@ -171,8 +171,7 @@ def note_sweep(
     rows = ", ".join(f"(DATE '{day}', TIMESTAMPTZ '{moment.isoformat()}')" for day, moment in sorted(done.items()))
     days = ", ".join(f"DATE '{day}'" for day in sorted(done))
     with opened(database, write=True, wait_s=wait_s, on_wait=on_wait) as connection:
-        if EVENT_SWEEPS in {name.lower() for name in fetched_tables(connection)}:
-            raise WarehouseError(f"{EVENT_SWEEPS} is a snapshot", hint="drop it")
+        refuse_snapshots(connection, [EVENT_SWEEPS])
         connection.execute("BEGIN")
         connection.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE} (day DATE, swept_at TIMESTAMPTZ)")
         connection.execute(f"DELETE FROM {_TABLE} WHERE day IN ({days})")

@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import duckdb
 
 from mixpanel_source import settings
-from mixpanel_source.errors import ConfigError, QueryError, TableNotFoundError, WarehouseError
+from mixpanel_source.errors import ConfigError, QueryError, TableExistsError, TableNotFoundError, WarehouseError
 
 FetchType = Literal["events", "profiles"]
 OnWait = Callable[[float, str], None]
@@ -393,6 +393,16 @@ def fetched_tables(connection: duckdb.DuckDBPyConnection) -> dict[str, FetchType
         return {}
     sql = f'SELECT table_name, type FROM "{settings.DATASET}".{FETCHES} ORDER BY 1'
     return dict(connection.execute(sql).fetchall())
+
+
+def refuse_snapshots(connection: duckdb.DuckDBPyConnection, resources: Sequence[str]) -> None:
+    """Raises TableExistsError where a resource's table is one that `fetch` made."""
+    for name in fetched_tables(connection):
+        if name.lower() in resources:
+            raise TableExistsError(
+                f"the table {name} is a snapshot, which a load cannot add to",
+                hint=f"drop it, or load into another file with --db: mpload drop {name}",
+            )
 
 
 def schema(connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str, str]]:

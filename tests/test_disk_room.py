@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -17,6 +18,7 @@ from export_lines import day_lines
 from mixpanel_source import disk_room
 from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.fetch import FetchResult, fetch_events, fetch_profiles
 from mixpanel_source.load import load
 from mixpanel_source.planner import Plan
 from mixpanel_source.progress import NoProgress
@@ -58,6 +60,16 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_asked(
     assert len(sandbox.requests) == asked
     with pytest.raises(ConfigError, match="min_free_mb"):
         replace(project, min_free_mb=-1)
+
+
+@pytest.mark.parametrize("fetch", [partial(fetch_events, from_date=DAYS[0], to_date=DAYS[1]), fetch_profiles])
+def test_a_snapshot_needs_room_too(
+    fetch: Callable[..., FetchResult], project: Project, sandbox: Sandbox, small_disk: Path
+) -> None:
+    with pytest.raises(WarehouseError, match=r"too little room on the disk of .*small: "):
+        fetch(replace(project, min_free_mb=30), small_disk / "x.duckdb", "snapshot")
+    assert not sandbox.requests
+    assert fetch(replace(project, min_free_mb=5), small_disk / "x.duckdb", "snapshot").table == "snapshot"
 
 
 def test_a_disk_that_fills_up_ends_the_load_with_what_it_had_committed(

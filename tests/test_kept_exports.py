@@ -6,7 +6,8 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from conftest import Clock, RunLoad, Sql
 from export_lines import day_lines, days
 from killed_load import start_child, wait_for
 
-from mixpanel_source.exports import Exports
+from mixpanel_source.exports import EventFilter, Exports
 from mixpanel_source.forget import forget
+from mixpanel_source.load_plan import plan_load
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.warehouse import kept_folder
+from mixpanel_source.windows import DateRange
 
 WEEK = days("2024-03-01", 7)
 
@@ -84,6 +87,24 @@ def test_what_a_stopped_load_has_is_not_asked_for_again(
     assert kept(database) == []
     assert list(kept_folder(database).iterdir()) == []
     all_is_there_once(sql)
+
+
+def test_a_plan_counts_on_what_a_stopped_load_has(
+    stop: Stop, run_load: RunLoad, sandbox: Sandbox, project: Project, database: Path
+) -> None:
+    stop()
+    here = kept(database)
+    asked(sandbox)
+    first, last = map(date.fromisoformat, (WEEK[0], WEEK[-1]))
+    plan = partial(plan_load, project, database, asked=DateRange(first, last))
+    found = plan()
+    assert [str(day) for window in found.kept for day in window.days] == here
+    assert found.there == []
+    assert kept(database) == here  # looking takes nothing
+    assert plan(asked=DateRange(first, last, refresh=True)).kept == []
+    assert plan(filter_=EventFilter(("E",))).kept == []
+    run_load(WEEK[0], WEEK[-1])
+    assert len(asked(sandbox)) == found.forecast.requests == 7 - len(here)
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixpanel_source.planner import PATIENCE, Plan, WindowLimits, requests_saved, seconds_to_ask
+from mixpanel_source.planner import NEIGHBOURS, PATIENCE, TRUST, Plan, WindowLimits, requests_saved, seconds_to_ask
 from mixpanel_source.rate_limit import Spent
 from mixpanel_source.windows import Window, days_between, windows_over
 
@@ -148,6 +148,18 @@ def test_counts_that_turn_out_too_low_are_taken_for_lower_bounds() -> None:
     assert lengths(asked.whole) == [30, *[1] * 60]
     nothing = dict.fromkeys(YEAR[:90], 0)
     assert lengths(play(Plan(YEAR[:90], sizes=nothing), lambda _: 600_000).whole) == [30, *[1] * 60]
+
+
+def test_as_many_times_more_as_came_are_expected_of_what_is_told_of_others() -> None:
+    plan = Plan(YEAR[:3], WindowLimits(1, 1_000), dict.fromkeys(YEAR[:3], 200))
+    first = plan.next()
+    assert first == Window.of(YEAR[0])
+    plan.came(first, 300, 3_000)
+    assert plan.expected(Window.of(YEAR[1])) == 300
+    second = plan.next()
+    assert second == Window.of(YEAR[1])
+    plan.came(second, 100, 1_000)
+    assert plan.expected(Window.of(YEAR[2])) == 200  # never less than what is told
 
 
 def test_bytes_are_learned_from_the_exports() -> None:
@@ -289,6 +301,14 @@ def test_a_first_trouble_is_forgotten_soon_whatever_came_before() -> None:
     assert lengths(play(plan, lambda _: 10).whole) == [*[15] * 4, *[30] * 4, 5]
 
 
+def test_each_trouble_that_comes_back_is_waited_for_twice_as_long() -> None:
+    asked = play(Plan(YEAR, WindowLimits(4, None, None)), lambda _: 10, most=25)
+    assert lengths(asked.whole[:-1]) == [2] * (len(YEAR) // 2)
+    # The first, and those after 4, 8, 16, 32 and 64 windows that came whole.
+    at = [0, 4, 12, 28, 60, 124]
+    assert [window.first for window in asked.cut] == [YEAR[2 * number] for number in at]
+
+
 def test_a_short_trouble_does_not_make_all_windows_short() -> None:
     plan = Plan(YEAR, sizes=dict.fromkeys(YEAR, 10))
     window = plan.next()
@@ -358,6 +378,64 @@ def test_nothing_runs_ahead_of_what_may_tell_how_long_windows_can_be() -> None:
     assert plan.next() == Window(YEAR[30], YEAR[44])
 
 
+def test_what_is_coming_is_taken_for_whole_and_plain() -> None:
+    plan = Plan(YEAR, WindowLimits(10, None, None))
+    first = plan.next()
+    assert first is not None
+    plan.came(first, 10, 100)
+    plan.read(first, is_odd=False)
+    coming: list[Window] = []
+    while len(coming) < 4:
+        window = plan.next(coming)
+        assert window is not None
+        coming.append(window)
+    assert lengths(coming) == [10] * 4
+
+
+def test_the_first_goes_alone_even_a_single_day() -> None:
+    plan = Plan(YEAR, WindowLimits(1, None, None))
+    first = plan.next()
+    assert first == Window.of(YEAR[0])
+    assert plan.next([first]) is None
+
+
+@pytest.mark.parametrize("trouble", ["cut", "split", "failed"])
+def test_after_trouble_even_a_single_day_goes_alone(trouble: str) -> None:
+    plan = Plan(YEAR, WindowLimits(1 if trouble == "failed" else 2, None, None))
+    first = plan.next()
+    assert first is not None
+    plan.came(first, 10, 100)
+    plan.read(first, is_odd=False)
+    second = plan.next([])
+    assert second is not None
+    third = plan.next([second])
+    assert third is not None
+    if trouble == "failed":
+        plan.failed(second.first)
+    else:
+        getattr(plan, trouble)(second)
+    assert plan.next([third]) is None
+    alone = plan.next()
+    assert alone is not None
+    assert len(alone) == 1
+
+
+@pytest.mark.parametrize(("days", "ahead"), [(30 + 30 + 12, 12), (30 + 30 + 13, None), (90, None)])
+def test_nothing_runs_ahead_into_more_days_that_nothing_tells_of_than_its_neighbours_can(
+    days: int, ahead: int | None
+) -> None:
+    assert TRUST * NEIGHBOURS == 30 + 12
+    plan = Plan(YEAR[:days], WindowLimits(30, 1_000), dict.fromkeys(YEAR[:30], 10))
+    first = plan.next()
+    assert first == Window(YEAR[0], YEAR[29])
+    plan.came(first, 300, 3_000)
+    plan.read(first, is_odd=False)
+    second = plan.next()
+    assert second == Window(YEAR[30], YEAR[59])
+    third = plan.next([second])
+    assert (third and len(third)) == ahead
+
+
 # --- exports that are here from before
 
 
@@ -384,6 +462,23 @@ def test_a_forecast_changes_nothing_and_is_what_is_asked_for_then() -> None:
     assert [planned.window for planned in forecast.windows] == play(plan, sizes.__getitem__, event_bytes=400).whole
     assert (forecast.days, forecast.events, forecast.bytes) == (365, sum(sizes.values()), 400 * sum(sizes.values()))
     assert forecast.requests == forecast.requests_at_most
+
+
+def test_of_a_day_that_nothing_tells_of_as_much_is_expected_as_of_the_seven_nearest() -> None:
+    before, after = dict.fromkeys(YEAR[:10], 100), dict.fromkeys(YEAR[20:30], 1_000)
+    plan = Plan(YEAR, sizes=before | after)
+    assert [plan.expected(Window.of(YEAR[number])) for number in (10, 15, 19)] == [
+        100,
+        (4 * 1_000 + 3 * 100) / 7,
+        1_000,
+    ]
+    assert Plan(YEAR, sizes=dict.fromkeys(YEAR[:10], 0)).expected(Window.of(YEAR[10])) == 0
+    assert Plan(YEAR).expected(Window.of(YEAR[10])) == 0
+
+
+def test_a_forecast_goes_on_from_what_it_expects() -> None:
+    plan = Plan(YEAR[:90], sizes=dict.fromkeys(YEAR[:30], 10))
+    assert [window.events for window in plan.forecast().windows] == [300, 300, 300]
 
 
 def test_where_nothing_is_known_a_forecast_says_between_what_the_requests_lie() -> None:

@@ -200,6 +200,7 @@ def _record(found: LoadPlan) -> dict[str, Any]:
         "days": forecast.days,
         "days_to_load": ranges(found.days),
         "days_there": ranges(found.there),
+        "days_kept": ranges(found.kept),
         "requests": forecast.requests,
         "requests_at_most": forecast.requests_at_most,
         "sweep_requests": found.sweep_requests,
@@ -233,6 +234,8 @@ def _in_words(found: LoadPlan) -> dict[str, str]:
         "time": f"{time_in_words(found.seconds, found.seconds_at_most)}: {found.spent.used} of {found.spent.allowed}"
         " export requests are spent this hour",
     }
+    if found.kept:
+        words["on the disk"] = f"{days_in_words(found.kept)}: exported by a load that was stopped, not asked for again"
     if found.sweep_requests:
         words["late events"] = f"{counted(found.sweep_requests, 'request')} to look for them; their days come on top"
     if forecast.windows:
