@@ -2,8 +2,8 @@
 
     python -m destinations.loading URL DESTINATION KILL_AT FROM:TO...
 
-A step is whatever dlt does to a file or to the database. The process kills itself before step `KILL_AT` of all of them;
-with 0 it does not, and prints how many there were.
+A step is whatever dlt does to a file, to the database or to a table. The process kills itself before step `KILL_AT` of
+all of them; with 0 it does not, and prints how many there were.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from mixpanel_source.windows import DateRange
 
 _FILES = ("save", "save_atomic", "atomic_rename", "rename_tree", "delete", "delete_folder")
 _SQL = ("execute_sql", "execute_query", "execute_many", "begin_transaction", "commit_transaction")
+_TABLES = ("load_open_table", "get_open_table_location", "update_stored_schema", "_write_to_json_file")
 CLIENTS = {
     "postgres": ("dlt.destinations.impl.postgres.sql_client", "Psycopg2SqlClient"),
     "ducklake": ("dlt.destinations.impl.duckdb.sql_client", "DuckDbSqlClient"),
     "sqlalchemy": ("dlt.destinations.impl.sqlalchemy.db_api_client", "SqlalchemyClient"),
+    "filesystem": ("dlt.destinations.impl.filesystem.filesystem", "FilesystemClient"),
 }
 
 
@@ -62,13 +64,13 @@ def load_into(
 
 
 def client_class(destination: str) -> Any:
-    """What dlt sends SQL with."""
+    """What dlt sends SQL with, or asks for tables."""
     module, name = CLIENTS[destination]
     return getattr(import_module(module), name)
 
 
 def _steps(destination: str) -> Iterator[tuple[type, str]]:
-    for class_, names in ((FileStorage, _FILES), (client_class(destination), _SQL)):
+    for class_, names in ((FileStorage, _FILES), (client_class(destination), (*_SQL, *_TABLES))):
         yield from ((class_, name) for name in names if name in vars(class_))
 
 
