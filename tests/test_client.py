@@ -648,6 +648,8 @@ def test_the_61st_request_of_an_hour_is_not_sent_unless_waiting_is_allowed(
         client.request_json("query", "GET", "/api/query/funnels")
     with pytest.raises(RateLimitError, match="used up"):
         client.request_json("query", "GET", "/api/query/funnels")
+    with pytest.raises(RateLimitError, match="used up"):  # one question alone may not wait
+        make(ledger=budget).request_json("query", "GET", "/api/query/funnels", wait=False)
     assert len(mock.request_history) == 60
     make(ledger=budget).request_json("query", "GET", "/api/query/funnels")
     assert clock.sleeps == [pytest.approx(3600.05)]
