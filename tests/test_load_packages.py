@@ -93,7 +93,7 @@ def test_typed_tables_follow_several_packages_at_once_but_not_after_a_wait(
     made: list[int] = []
     monkeypatch.setattr(LOAD, "BATCH_BYTES", behind_bytes)
     monkeypatch.setattr("mixpanel_source.exports.Exports.is_held_up", lambda self, for_s: is_held_up)
-    monkeypatch.setattr(LOAD, "bring_in_step", lambda connection: made.append(bring_in_step(connection).days))
+    monkeypatch.setattr(LOAD, "bring_in_step", lambda *of: made.append(bring_in_step(*of).days))
     assert load(project, database, ["events"], asked=ASKED).error is None
     assert (len(made), sum(made)) == (times, 6)
     assert sql("select count(*) from mixpanel_typed.typed_days") == [(6,)]

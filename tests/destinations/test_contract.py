@@ -55,7 +55,9 @@ def plain_source(project: Project, first: str, last: str) -> DltSource:
     )
 
 
-def process(url: str, place: Place, *ranges: str, kill_at: int = 0, data: Path | None = None) -> subprocess.Popen[str]:
+def process(
+    url: str, place: Place, *ranges: str, kill_at: int | str = 0, data: Path | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "destinations.loading", url, place.destination, str(kill_at), *ranges],
         env={**os.environ, "PYTHONPATH": str(TESTS), **({"MP_DATA_DIR": str(data)} if data else {})},
