@@ -10,7 +10,7 @@ help:
 	@echo "make test    the test suite"
 	@echo "make test-long  the tests that take longer: many runs, random data, real time"
 	@echo "make test-airflow, make test-dagster  the DAGs and the assets of pipelines/, each in an environment of its own"
-	@echo "make test-destinations  Postgres, DuckLake and SQLite to load into, in an environment of its own; starts Postgres"
+	@echo "make test-destinations  Postgres, DuckLake, SQLite, Delta and Iceberg to load into, in an environment of its own; starts Postgres"
 	@echo "make coverage  all tests, and what of the code they do not reach"
 	@echo "make check   lint and types"
 	@echo "make bench   speed and memory against plain DuckDB and plain dlt (BENCH_EVENTS=$(BENCH_EVENTS))"

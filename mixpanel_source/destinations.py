@@ -1,7 +1,8 @@
 """Where rows go: a DuckDB file, or another of dlt's destinations; what each of them needs to keep our promises.
 
-Exact days need DELETE and INSERT in one transaction, and lossless JSON a column that keeps the text. Which destinations
-have both is written down here, by what was run or by dlt's code: what is not listed is refused.
+Exact days need DELETE and INSERT in one transaction, or one commit of a table (see `open_tables`), and lossless JSON a
+column that keeps the text. Which destinations have both is written down here, by what was run or by dlt's code: what is
+not listed is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dlt.common.destination.exceptions import DestinationException
 from dlt.common.exceptions import MissingDependencyException
 from filelock import FileLock, Timeout
 
-from mixpanel_source import settings
+from mixpanel_source import open_tables, settings
 from mixpanel_source.errors import ConfigError, WarehouseError
 
 EXACT_JSON: Any = {"data_type": "json", "x-exact-json": True}
@@ -46,24 +47,27 @@ class Support:
     has_nul: bool = True
     """Whether its text may hold U+0000."""
     needs: str | None = None
-    """A package without which dlt would write files that it reads otherwise: CSV makes NULL of ''."""
+    """A package that is not there with dlt alone."""
+    keeps_history: bool = True
+    """Whether a table may keep the versions of its rows."""
 
 
 SUPPORT: Final[dict[str, Support]] = {
     "duckdb": Support(),
     "motherduck": Support(),
     "ducklake": Support(),
+    # Without the driver dlt would write CSV, and read NULL where '' was.
     "postgres": Support(json_type="json", has_nul=False, needs="adbc_driver_postgresql"),
     "sqlalchemy": Support(json_type="text"),
     "snowflake": Support(json_type="text"),
     "bigquery": Support(json_type="text"),
     "redshift": Support(json_type="text", has_nul=False),
+    **{name: Support(needs=package, keeps_history=False) for name, package in open_tables.PACKAGES.items()},
 }
-"""By dlt's name. Of `sqlalchemy`, SQLite alone."""
+"""By dlt's name, of tables in a `filesystem` by that of their format. Of `sqlalchemy`, SQLite alone."""
 
 _REFUSED: Final[dict[str, str]] = {
-    "filesystem": "files are only ever added to, or merged row by row: a day that comes again would be there twice, or"
-    " keep rows that are gone",
+    "filesystem": "plain files are only ever added to: a day that comes again would be there twice",
     "clickhouse": "ClickHouse has no transaction: a day would be missing while it is replaced, and after a stop",
     "databricks": "dlt has no transaction there: a day would be missing while it is replaced, and after a stop",
     "athena": "Athena has no transaction: a day would be missing while it is replaced, and after a stop",
@@ -71,15 +75,28 @@ _REFUSED: Final[dict[str, str]] = {
     "synapse": "dlt merges without a transaction there: a day would be missing while it is replaced, and after a stop",
 }
 _ELSEWHERE: Final = "load into DuckDB, DuckLake or Postgres, and go on from there"
+_AS_TABLES: Final = (
+    'take Delta or Iceberg tables: preferred_table_format = "delta" (or "iceberg") under [destination.filesystem] of'
+    " dlt's config"
+)
+_NO_CATALOG: Final = (
+    "cannot load into Iceberg tables without a catalog: of two writers one would undo what the other has written, and"
+    " a stop could leave a table that cannot be read"
+)
+_CATALOG: Final = (
+    "name one in dlt's config: type, uri and warehouse under [iceberg_catalog.iceberg_catalog_config]; or take delta"
+)
 
 
 def support_of(destination: Destination[Any, Any]) -> Support:
     """Raises ConfigError for a destination that would not keep days exact, or JSON as it is."""
     type_ = type_of(destination)
-    if type_ in SUPPORT and not (type_ == "sqlalchemy" and _dialect(destination) != "sqlite"):
-        return SUPPORT[type_]
+    kind = (open_tables.table_format_of(destination) if type_ == "filesystem" else None) or type_
+    if kind in SUPPORT and not (kind == "sqlalchemy" and _dialect(destination) != "sqlite"):
+        return SUPPORT[kind]
     why = _REFUSED.get(type_, "whether days would be replaced exactly there is not known")
-    raise ConfigError(f"cannot load into {type_}: {why}", hint=_ELSEWHERE)
+    hint = _AS_TABLES if type_ == "filesystem" else _ELSEWHERE
+    raise ConfigError(f"cannot load into {type_}: {why}", hint=hint)
 
 
 def keep_promises(destination: Destination[Any, Any]) -> None:
@@ -91,6 +108,11 @@ def keep_promises(destination: Destination[Any, Any]) -> None:
     support = support_of(destination)
     if support.needs is not None and find_spec(support.needs) is None:
         raise ConfigError(f"{type_of(destination)} needs {support.needs}", hint=_EXTRAS)
+    if type_of(destination) == "filesystem":
+        if open_tables.table_format_of(destination) == "iceberg":
+            _check_catalog()
+        open_tables.replace_by_commits(destination)
+        return
     destination.caps_params["supports_transactions"] = True
     if type_of(destination) == "postgres":
         destination.caps_params |= {"preferred_loader_file_format": "parquet", "loader_file_format_selector": None}
@@ -98,6 +120,15 @@ def keep_promises(destination: Destination[Any, Any]) -> None:
     if support.json_type is not None and "type_mapper" not in destination.caps_params:
         mapper = _mapper(destination.capabilities().type_mapper, support.json_type)
         destination.caps_params["type_mapper"] = mapper
+
+
+def _check_catalog() -> None:
+    try:
+        found = open_tables.has_catalog()
+    except Exception as error:
+        raise ConfigError(f"cannot open the Iceberg catalog: {_first_line(error)}", hint=_CATALOG) from None
+    if not found:
+        raise ConfigError(_NO_CATALOG, hint=_CATALOG)
 
 
 @functools.cache
@@ -161,7 +192,7 @@ class Target:
         if self.destination is not None:
             if (url := _postgres_url(self.destination)) is not None:
                 lock = _advisory_lock(url, self.dataset, self, wait_s)
-            elif (file := _database_file(self.destination)) is not None:
+            elif (file := _file_of(self.destination, self.dataset)) is not None:
                 lock = _file_lock(file, self, wait_s)
         with lock:
             yield
@@ -216,7 +247,9 @@ def target_of(destination: str | Destination[Any, Any], dataset: str = settings.
 
 
 _HOW: Final = "put its credentials into .dlt/secrets.toml, or DESTINATION__... of the environment, as dlt has them"
-_EXTRAS: Final = "pip install 'mixpanel-source[postgres]', [ducklake] or [sqlalchemy], or dlt's own extra"
+_EXTRAS: Final = (
+    "pip install 'mixpanel-source[postgres]', [ducklake], [sqlalchemy], [delta] or [iceberg], or dlt's own extra"
+)
 
 
 def drop_staging(pipeline: dlt.Pipeline) -> None:
@@ -311,7 +344,11 @@ def _postgres_url(destination: Destination[Any, Any]) -> str | None:
     return str(url._replace(drivername="postgresql").render_as_string(hide_password=False))
 
 
-def _database_file(destination: Destination[Any, Any]) -> Path | None:
+def _file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
+    """What its writers share: a database, or a folder of tables."""
+    if type_of(destination) == "filesystem":
+        config = _config(destination, dataset)
+        return Path(config.make_local_path(config.bucket_url), dataset) if config.is_local_filesystem else None
     credentials = _credentials(destination)
     if type_of(destination) == "ducklake":
         credentials = credentials.catalog
@@ -349,9 +386,12 @@ def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterat
 def _file_lock(file: Path, target: Target, wait_s: float) -> Iterator[None]:
     lock = FileLock(f"{file}.lock")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=wait_s)
     except Timeout:
         raise _busy(target) from None
+    except OSError as error:
+        raise WarehouseError(f"cannot write in {file.parent}: {error.strerror}") from error
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
-from mixpanel_source.destinations import Target, drop_staging, lake_opened
+from mixpanel_source.destinations import Target, drop_staging, lake_opened, type_of
 from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
@@ -340,6 +340,8 @@ def _keep_up(exports: Exports, told: _Counted, connection: duckdb.DuckDBPyConnec
 
 def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
     """Whether no row of `days` is there, whoever wrote it: appending is then the same as replacing, for less."""
+    if type_of(pipeline.destination) == "filesystem":
+        return False  # to replace is as cheap there, and may be tried again
     # Also where dlt knows of no schema: a first load that was killed leaves rows behind.
     with pipeline.sql_client() as client:
         try:

@@ -20,6 +20,7 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
 
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
+from mixpanel_source.destinations import keep_promises
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError, MixpanelDataError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, last_exports, loaded_days
@@ -265,6 +266,8 @@ def _rows_of(pipeline: dlt.Pipeline, sql: str) -> Sequence[Sequence[Any]]:
     """The answer; nothing before a load has made the tables."""
     if not pipeline.schema_names:
         return []
+    if pipeline.destination is not None:
+        keep_promises(pipeline.destination)  # how tables are read is part of it
     with pipeline.sql_client() as client:
         try:
             return client.execute_sql(sql) or ()

@@ -157,7 +157,7 @@ def members_package(walks: CohortWalks, about_to_write: Callable[[], None]) -> D
 def _items(
     walks: CohortWalks, limit_s: float | None, about_to_write: Callable[[], None] = lambda: None
 ) -> Iterator[Any]:
-    replace_in_one_transaction()
+    replace_in_one_transaction(with_history=walks.history)
     if walks.history:
         yield keeping_history(_HISTORY_SCHEMA, MEMBERS_HISTORY, "1 = 0")
     yield with_load_id(_SCHEMA.empty_table())

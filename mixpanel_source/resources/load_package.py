@@ -18,7 +18,7 @@ from dlt.common.storages.load_package import load_package_state
 
 from mixpanel_source.client import MixpanelClient
 from mixpanel_source.destinations import fitted, keep_promises, support_of
-from mixpanel_source.errors import MixpanelDataError
+from mixpanel_source.errors import ConfigError, MixpanelDataError
 from mixpanel_source.rate_limit import SHORT_WAIT_S
 
 
@@ -122,10 +122,15 @@ _DDL = re.compile(r"(?i)(?<=al)(?=ter)|(?<=cre)(?=ate)|(?<=dr)(?=op)")
 _APART = "' || '"
 
 
-def replace_in_one_transaction() -> None:
-    """As `keep_promises`, for the destination of the pipeline that a resource is read for. Raises ConfigError."""
+def replace_in_one_transaction(with_history: bool = False) -> None:
+    """As `keep_promises`, for the destination of the pipeline that a resource is read for. Raises ConfigError.
+
+    Also where a table `keeping_history` is wanted, and the destination has none.
+    """
     if (destination := _destination()) is not None:
         keep_promises(destination)
+        if with_history and not support_of(destination).keeps_history:
+            raise ConfigError("Delta and Iceberg tables keep no history", hint="load without history")
 
 
 def _destination() -> Any:

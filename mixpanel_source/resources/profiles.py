@@ -61,7 +61,7 @@ def profiles(
 
     @dlt.resource(name="profiles", table_name=asked.table, columns=COLUMNS, write_disposition=replacing("1 = 0"))
     def read() -> Iterator[Any]:
-        replace_in_one_transaction()
+        replace_in_one_transaction(with_history=asked.history)
         # What dlt keeps is written with the rows: a load that fails has not walked.
         state: dict[str, Any] = dlt.current.resource_state("profiles")
         since = _since(asked, state.get(_WALK_BEGAN))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
-from mixpanel_source.destinations import Target, target_of
+from mixpanel_source.destinations import Target, target_of, type_of
 from mixpanel_source.event_days import day_of, moment_of
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.sandbox import Sandbox
@@ -49,13 +50,41 @@ class Place:
         return target_of(self.destination)
 
 
+@contextmanager
+def asking(target: Target) -> Iterator[Callable[[str, str], Any]]:
+    """Answers SQL about a table: of Delta and Iceberg as they say themselves what is in it."""
+    if target.destination is None or type_of(target.destination) != "filesystem":
+        with open_pipeline(target).sql_client() as client:
+            yield lambda sql, table: client.execute_sql(sql)
+        return
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+
+        def ask(sql: str, table: str) -> Any:
+            connection.register(table, _rows_of(f"{target.dataset}.{table}"))
+            return connection.execute(sql).fetchall()
+
+        yield ask
+
+
+def _rows_of(name: str) -> Any:
+    if os.environ["DESTINATION__FILESYSTEM__PREFERRED_TABLE_FORMAT"] == "iceberg":
+        from pyiceberg.catalog import load_catalog
+
+        catalog = load_catalog("default", **json.loads(os.environ["ICEBERG_CATALOG__ICEBERG_CATALOG_CONFIG"]))
+        return catalog.load_table(name).scan().to_arrow()
+    from deltalake import DeltaTable
+
+    return DeltaTable(Path(os.environ["DESTINATION__FILESYSTEM__BUCKET_URL"], *name.split("."))).to_pyarrow_table()
+
+
 def contents(target: Target, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
     """The rows of each table, in order, without their load ids."""
     found = {}
-    with open_pipeline(target).sql_client() as client:
+    with asking(target) as ask:
         for table in tables or tuple(TABLES):
             columns, made_alike = TABLES[table]
-            rows = client.execute_sql(f"SELECT {columns} FROM {table}") or []
+            rows = ask(f"SELECT {columns} FROM {table}", table) or []
             alike = [
                 tuple(made_alike[n](v) if n in made_alike and v is not None else v for n, v in enumerate(row))
                 for row in rows
@@ -72,7 +101,7 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
         yield server
 
 
-KINDS = ("postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "ducklake-duckdb")
+KINDS = ("postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "ducklake-duckdb", "delta", "iceberg")
 
 
 @pytest.fixture
@@ -86,6 +115,12 @@ def make_place(
         if kind == "postgres":
             monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", _new_database(request))
             return Place("postgres", 1)
+        if kind in ("delta", "iceberg"):
+            tables = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}"}
+            monkeypatch.setenv("ICEBERG_CATALOG__ICEBERG_CATALOG_CONFIG", json.dumps(tables))
+            monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "tables"))
+            monkeypatch.setenv("DESTINATION__FILESYSTEM__PREFERRED_TABLE_FORMAT", kind)
+            return Place("filesystem", 6)
         from destinations.loading import use_extensions
 
         Path(os.environ["HOME"]).mkdir()  # where DuckDB puts them

@@ -2,8 +2,9 @@
 
     python -m destinations.loading URL DESTINATION KILL_AT FROM:TO...
 
-A step is whatever dlt does to a file or to the database. The process kills itself before step `KILL_AT` of all of them,
-or before it calls the function of `typed` that has this name; with 0 it does not, and prints how many steps there were.
+A step is whatever dlt does to a file, to the database or to a table. The process kills itself before step `KILL_AT` of
+all of them, or before it calls the function of `typed` that has this name; with 0 it does not, and prints how many
+there were. DESTINATION may be followed by a slash and the dataset.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from mixpanel_source.windows import DateRange
 
 _FILES = ("save", "save_atomic", "atomic_rename", "rename_tree", "delete", "delete_folder")
 _SQL = ("execute_sql", "execute_query", "execute_many", "begin_transaction", "commit_transaction")
+_TABLES = ("load_open_table", "get_open_table_location", "update_stored_schema", "_write_to_json_file")
 CLIENTS = {
     "postgres": ("dlt.destinations.impl.postgres.sql_client", "Psycopg2SqlClient"),
     "ducklake": ("dlt.destinations.impl.duckdb.sql_client", "DuckDbSqlClient"),
     "sqlalchemy": ("dlt.destinations.impl.sqlalchemy.db_api_client", "SqlalchemyClient"),
+    "filesystem": ("dlt.destinations.impl.filesystem.filesystem", "FilesystemClient"),
 }
 
 
@@ -64,17 +67,18 @@ def load_into(
 
 
 def client_class(destination: str) -> Any:
-    """What dlt sends SQL with."""
+    """What dlt sends SQL with, or asks for tables."""
     module, name = CLIENTS[destination]
     return getattr(import_module(module), name)
 
 
 def _steps(destination: str) -> Iterator[tuple[type, str]]:
-    for class_, names in ((FileStorage, _FILES), (client_class(destination), _SQL)):
+    for class_, names in ((FileStorage, _FILES), (client_class(destination), (*_SQL, *_TABLES))):
         yield from ((class_, name) for name in names if name in vars(class_))
 
 
 def main(url: str, destination: str, kill_at: str, ranges: list[str]) -> None:
+    destination, _, dataset = destination.partition("/")
     if destination == "ducklake":
         use_extensions()
     if not kill_at.isdecimal():
@@ -83,7 +87,7 @@ def main(url: str, destination: str, kill_at: str, ranges: list[str]) -> None:
     steps = count_steps(int(kill_at), list(_steps(destination)))
     for days in ranges:
         first, last = map(date.fromisoformat, days.split(":"))
-        load_into(destination, url, first, last)
+        load_into(target_of(destination, dataset or settings.DATASET), url, first, last)
     print(steps[0])
 
 

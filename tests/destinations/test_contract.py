@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from datetime import date
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import dlt
 import mpload_here
+import pyarrow as pa
 import pytest
 from dlt.destinations.exceptions import DatabaseTerminalException
 from dlt.extract import DltSource
 
-from destinations.conftest import KINDS, Place, contents, odd_lines
+from destinations.conftest import EVENT_DAYS, EVENTS, KINDS, Place, asking, contents, odd_lines
 from destinations.loading import client_class, load_into, project_at
-from mixpanel_source.destinations import Target, lake_opened
+from mixpanel_source.destinations import Target, lake_opened, target_of
+from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
+from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import load
 from mixpanel_source.project import Project
+from mixpanel_source.report_questions import questions_of
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.source import mixpanel_source
 from mixpanel_source.warehouse import query
@@ -66,7 +73,7 @@ def process(
     )
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres"])
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "delta", "iceberg"])
 def test_partitions_in_any_order_and_killed_loads_make_what_one_load_makes(
     kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path
 ) -> None:
@@ -107,6 +114,74 @@ def test_a_day_that_comes_back_smaller_or_empty_is_smaller_or_empty(
     assert contents(place.target(), "events", "event_days") == expected
 
 
+class BrokenOff(DatabaseTerminalException):
+    def __init__(self) -> None:
+        super().__init__(RuntimeError("broken off"))
+
+
+def break_off_delta(broken: pytest.MonkeyPatch, stopped: list[Any]) -> None:
+    """Of the rows of `events` the first batch is written, and no more."""
+    import deltalake
+
+    original = deltalake.write_deltalake
+
+    def write(table: Any, rows: Any, **how: Any) -> None:
+        if "event_date" not in rows.schema.names:
+            original(table, rows, **how)
+            return
+
+        def first_batch() -> Iterator[Any]:
+            yield rows.read_next_batch()
+            stopped.append(table)
+            raise RuntimeError("broken off")
+
+        with suppress(Exception):
+            original(table, pa.RecordBatchReader.from_batches(rows.schema, first_batch()), **how)
+        raise BrokenOff
+
+    broken.setattr(deltalake, "write_deltalake", write)
+
+
+def break_off_iceberg(broken: pytest.MonkeyPatch, stopped: list[Any]) -> None:
+    """All files of `events` are written, and never become the table's."""
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    original = SqlCatalog.commit_table
+
+    def commit(self: Any, table: Any, *args: Any) -> Any:
+        if table.name()[-1] == "events":
+            stopped.append(table)
+            raise BrokenOff
+        return original(self, table, *args)
+
+    broken.setattr(SqlCatalog, "commit_table", commit)
+
+
+@pytest.mark.parametrize(("kind", "break_off"), [("delta", break_off_delta), ("iceberg", break_off_iceberg)])
+def test_a_commit_that_stops_half_way_leaves_the_days_as_they_were(
+    kind: str,
+    break_off: Callable[[pytest.MonkeyPatch, list[Any]], None],
+    make_place: MakePlace,
+    server: SandboxServer,
+    month: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = make_place(kind)
+    first, last = map(date.fromisoformat, month[:2])
+    load_into(place.destination, server.url, first, last)
+    tables = ("events", "event_days", "rejected_lines")
+    before = contents(place.target(), *tables)
+    stopped: list[Any] = []
+    with monkeypatch.context() as broken:
+        break_off(broken, stopped)
+        with pytest.raises(WarehouseError, match="broken off"):
+            load_into(place.destination, server.url, first, last)
+    assert stopped
+    assert contents(place.target(), "events") == {"events": before["events"]}
+    load_into(place.destination, server.url, first, last)
+    assert contents(place.target(), *tables) == before
+
+
 @pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-duckdb"])
 def test_a_merge_that_stops_half_way_leaves_the_days_as_they_were(
     kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], monkeypatch: pytest.MonkeyPatch
@@ -138,7 +213,7 @@ def test_a_merge_that_stops_half_way_leaves_the_days_as_they_were(
     assert contents(place.target(), *tables) == before
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite"])
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "delta", "iceberg"])
 def test_writers_of_two_machines_lose_nothing_from_the_first_load_on(
     kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path, tmp_path: Path
 ) -> None:
@@ -157,7 +232,28 @@ def test_writers_of_two_machines_lose_nothing_from_the_first_load_on(
     assert contents(place.target(), "events", "event_days") == expected
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_two_first_loads_at_once_into_datasets_of_a_new_lake(
+    make_place: MakePlace, server: SandboxServer, month: list[str], tmp_path: Path
+) -> None:
+    make_place("ducklake-postgres")
+    writers = [
+        process(server.url, Place(f"ducklake/{name}", 1), f"{month[0]}:{month[0]}", data=tmp_path / name)
+        for name in ("one", "two")
+    ]
+    assert [(writer.communicate()[0] != "", writer.returncode) for writer in writers] == [(True, 0), (True, 0)]
+    for name in ("one", "two"):
+        with lake_opened(target_of("ducklake", name)) as connection:
+            assert query(connection, "SELECT count(*) FROM events").rows == [(3,)]
+
+
+def test_a_wait_for_another_load_into_postgres_ends(make_place: MakePlace) -> None:
+    target = make_place("postgres").target()
+    again = target.written_alone(0.1)
+    with target.written_alone(0.1), pytest.raises(WarehouseError, match="another load writes"), again:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "delta", "iceberg"])
 def test_the_plain_dlt_way_replaces_exactly_too(
     kind: str,
     make_place: MakePlace,
@@ -176,10 +272,95 @@ def test_the_plain_dlt_way_replaces_exactly_too(
     assert contents(place.target()) == contents(straight(server.url, database, month[:3]))
 
 
+def odd_event(name: str, day: str, **properties: Any) -> bytes:
+    seconds = int(datetime.fromisoformat(f"{day}T09:00Z").timestamp())
+    return json.dumps({"event": name, "properties": {"time": seconds, "distinct_id": "u", **properties}}).encode()
+
+
+ODD_NAMES = ("it's {odd}; \n|| chr(65) ||", "Alter\0 'x", "plain")
+PARTS = {
+    "events": EVENTS,
+    "event_days": f"{EVENT_DAYS}, filter",
+    "segmentation": "report, segment, day, value",
+    "report_days": "table_name, report, question, day, complete",
+    "cohorts": "id, name, count",
+    "cohort_members": "cohort_id, distinct_id",
+    "group_profiles": "data_group_id, distinct_id, CAST(properties AS TEXT)",
+    "profiles": "distinct_id, CAST(properties AS TEXT)",
+}
+
+
+@pytest.mark.parametrize("kind", ["delta", "iceberg"])
+def test_parts_of_tables_are_replaced_as_in_duckdb(
+    kind: str, make_place: MakePlace, server: SandboxServer, sandbox: Sandbox, database: Path
+) -> None:
+    targets = make_place(kind).target(), Target(database)
+    reports = {"segmentation": [{"report": "it's", "event": "plain"}, {"report": "b", "event": "B"}]}
+    questions = [question for table, rows in reports.items() for question in questions_of(table, rows)]
+    project = replace(project_at(server.url), data_group_ids=("7", "8"), questions=questions, typed_tables=False)
+    days = "2024-03-01", "2024-03-02"
+    both = DateRange(date(2024, 3, 1), date(2024, 3, 2), refresh=True)
+
+    def serve(run: int) -> None:
+        for day in days:
+            names = (*ODD_NAMES, f"E{run}")
+            sandbox.set_day(day, [odd_event(name, day, run=run, **{"$insert_id": name[:4]}) for name in names])
+        cohorts = [{"id": 5, "name": "gone", "members": ["u0"]}, {"id": 9, "name": f"c{run}", "members": [f"u{run}"]}]
+        sandbox.set_cohorts(cohorts[run:])
+        for group in ("7", "8"):
+            sandbox.set_profiles([{"$distinct_id": f"g{run}", "$properties": {"of": group}}], group)
+        sandbox.set_profiles([{"$distinct_id": f"u{n}", "$properties": {"n": n, "run": run}} for n in range(3 - run)])
+
+    def load_both(*resources: str, project: Project = project, asked: DateRange = both, **how: Any) -> None:
+        for target in targets:
+            result = load(project, target, resources, asked=asked, **how)
+            assert result.error is None
+
+    def same(*tables: str) -> None:
+        for table in tables:
+            rows = []
+            for target in targets:
+                with asking(target) as ask:
+                    rows.append(sorted(map(repr, ask(f"SELECT {PARTS[table]} FROM {table}", table) or [])))
+            assert rows[0] == rows[1], table
+            assert rows[0], table
+
+    serve(0)
+    load_both("events", "profiles", "group_profiles", "cohorts", "cohort_members", "segmentation")
+    same(*PARTS)
+    serve(1)
+    load_both("events", filter_=EventFilter(ODD_NAMES[:2]))
+    same("events", "event_days")
+    load_both("events", filter_=EventFilter(where='properties["run"] == 1'))
+    load_both("events", asked=DateRange(date(2024, 3, 1), date(2024, 3, 1), refresh=True))
+    same("events", "event_days")
+    load_both("profiles", profiles=ProfilesAsked(where='properties["n"] == 1'))
+    load_both("group_profiles", "cohorts", project=replace(project, data_group_ids=("8",)))
+    load_both("cohort_members", members=MembersAsked((9,)))
+    load_both("segmentation", asked=DateRange(date(2024, 3, 2), date(2024, 3, 3)))
+    same(*PARTS)
+    with pytest.raises(ConfigError, match="keep no history"):
+        load(project, targets[0], ["profiles"], profiles=ProfilesAsked(history=True))
+
+
 @pytest.mark.parametrize("destination", ["filesystem", "clickhouse", "databricks", "athena", "mssql"])
 def test_what_cannot_replace_a_day_exactly_is_refused(destination: str, server: SandboxServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"cannot load into {destination}"):
         load_into(destination, server.url, date(2024, 2, 1), date(2024, 2, 1))
+
+
+@pytest.mark.parametrize("uri", [None, "postgresql+psycopg2://u:pl4nted@127.0.0.1:1/x"])
+def test_iceberg_without_a_catalog_is_refused(
+    uri: str | None, make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("iceberg")
+    variable = "ICEBERG_CATALOG__ICEBERG_CATALOG_CONFIG"
+    monkeypatch.delenv(variable)
+    if uri is not None:
+        monkeypatch.setenv(variable, json.dumps({"type": "sql", "uri": uri, "warehouse": "x"}))
+    with pytest.raises(ConfigError, match="catalog") as raised:
+        place.target()
+    assert "pl4nted" not in str(raised.value)
 
 
 def test_a_plain_run_is_not_appended_to_files(server: SandboxServer, project: Project, tmp_path: Path) -> None:
