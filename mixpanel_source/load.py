@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
@@ -46,7 +46,7 @@ from mixpanel_source.resources.report_tables import ReportLoads, reports_package
 from mixpanel_source.settings import DATASET, REPORT_TABLES
 from mixpanel_source.source import last_exports_of, loaded_days_of, report_days_of
 from mixpanel_source.sweep import SweepResult, note_sweep, sweep
-from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
+from mixpanel_source.typed import BATCH_BYTES, TypedUpdate, bring_in_step, is_in_step
 from mixpanel_source.warehouse import (
     check_database,
     connected,
@@ -368,9 +368,11 @@ def _load_profiles(
     _count_rows(pipeline, table)
 
 
-def _keep_in_step(connection: duckdb.DuckDBPyConnection, dataset: str = DATASET) -> None:
+def _keep_in_step(
+    connection: duckdb.DuckDBPyConnection, dataset: str = DATASET, *, a_batch: bool = False
+) -> TypedUpdate:
     try:
-        bring_in_step(connection, dataset)
+        return bring_in_step(connection, dataset, a_batch=a_batch)
     except duckdb.Error as error:
         problem = first_line(error)
         raise WarehouseError(
@@ -382,24 +384,28 @@ def _keep_in_step(connection: duckdb.DuckDBPyConnection, dataset: str = DATASET)
 
 def _typed_tables_in_step(pipeline: dlt.Pipeline, target: Target, progress: LoadProgress) -> None:
     """At the end of a load: what an earlier one, or another way to load, has left; of a lake, all."""
-    with ExitStack() as held:
-        if target.is_lake:
-            progress.writing()
-            held.enter_context(target.written_alone(READERS_WAIT_S))
-            with pipeline.sql_client() as client:
-                if not client.has_dataset():
-                    return
-            connection = held.enter_context(lake_opened(target, write=True))
-        else:
-            with opened(target.path) as connection:
-                if is_in_step(connection):
-                    return
-            progress.writing()
-            connection = held.enter_context(connected(target.path, wait_s=READERS_WAIT_S, on_wait=progress.waiting))
-            for name, value in DUCKDB_CONFIG.items():
-                connection.execute(f"SET {name} = '{value}'")
+    if target.is_lake:
+        with pipeline.sql_client() as client:
+            if not client.has_dataset():
+                return
+        progress.writing()
+        # Some days at a time: others may wait to write.
+        while True:
+            with target.written_alone(READERS_WAIT_S), lake_opened(target, write=True) as connection:
+                began = time.monotonic()
+                update = _keep_in_step(connection, target.schema, a_batch=True)
+                progress.spent("typed", time.monotonic() - began)
+            if not update.days:
+                return
+    with opened(target.path) as connection:
+        if is_in_step(connection):
+            return
+    progress.writing()
+    with connected(target.path, wait_s=READERS_WAIT_S, on_wait=progress.waiting) as connection:
+        for name, value in DUCKDB_CONFIG.items():
+            connection.execute(f"SET {name} = '{value}'")
         began = time.monotonic()
-        _keep_in_step(connection, target.schema)
+        _keep_in_step(connection)
         progress.spent("typed", time.monotonic() - began)
 
 

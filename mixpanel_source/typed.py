@@ -156,10 +156,12 @@ def update_typed(database: str | Path) -> TypedUpdate:
         return bring_in_step(connection)
 
 
-def bring_in_step(connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET) -> TypedUpdate:
+def bring_in_step(
+    connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET, *, a_batch: bool = False
+) -> TypedUpdate:
     """As `update_typed`, by a connection that may write, to a file or a lake.
 
-    Some days at a time, each of them whole or not at all.
+    Some days at a time, each of them whole or not at all; with `a_batch`, no more days than the first of these.
     """
     db = _Database.of(connection, dataset)
     if _is_in_step(db):
@@ -171,6 +173,8 @@ def bring_in_step(connection: duckdb.DuckDBPyConnection, dataset: str = settings
         while "events" in loaded and (days := _stale_days(db)):
             written = _days_in_step(db, *days)
             update = replace(update, days=update.days + len(days[0]), event_rows=update.event_rows + written)
+            if a_batch:
+                return update
         if "profiles" in loaded and _are_profiles_stale(db):
             update = replace(update, profile_rows=_profiles_in_step(db))
     return update

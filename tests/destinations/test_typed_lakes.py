@@ -17,6 +17,7 @@ from export_lines import at, line
 from destinations.conftest import Place, odd_lines
 from destinations.loading import load_into
 from destinations.test_contract import MakePlace, process
+from mixpanel_source import typed
 from mixpanel_source.destinations import Target, lake_opened, target_of
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.sandbox import Sandbox, SandboxServer
@@ -108,19 +109,21 @@ def test_a_load_that_is_killed_in_its_typed_step_is_made_up_for_by_the_next(
 
 
 def test_the_command_line_tells_of_the_typed_tables_of_a_lake(
-    make_place: MakePlace, server: SandboxServer, sandbox: Sandbox
+    make_place: MakePlace, server: SandboxServer, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = make_place("ducklake-sqlite")
-    sandbox.set_day(DAYS[0], [line(at(DAYS[0]), 1, "Order Placed", plan="pro")])
-    load_into(place.destination, server.url, date.fromisoformat(DAYS[0]), date.fromisoformat(DAYS[0]))
+    monkeypatch.setattr(typed, "BATCH_BYTES", 1)  # a day
+    for day in DAYS[:2]:
+        sandbox.set_day(day, [line(at(day), 1, "Order Placed", plan="pro")])
+    load_into(place.destination, server.url, date.fromisoformat(DAYS[0]), date.fromisoformat(DAYS[1]))
 
     def told(*command: str) -> list[str]:
         return mpload_here.run([*command, "--destination", "ducklake", "--format", "csv"]).out.splitlines()
 
-    assert told("tables", "--typed") == ["table,event,rows", "order_placed__title,Order Placed,1"]
-    assert "events,1,12" in told("tables")
-    assert told("schema", "Order Placed")[-1] == "plan,VARCHAR,plan,string,1"
+    assert told("tables", "--typed") == ["table,event,rows", "order_placed__title,Order Placed,2"]
+    assert "events,2,12" in told("tables")
+    assert told("schema", "Order Placed")[-1] == "plan,VARCHAR,plan,string,2"
     assert "properties,JSON" in told("schema", "events")
-    assert told("sql", "SELECT plan FROM order_placed__title") == ["plan", "pro"]
+    assert told("sql", "SELECT DISTINCT plan FROM order_placed__title") == ["plan", "pro"]
     with pytest.raises(ConfigError, match="typed tables of mixpanel"):
         target_of("ducklake", "mixpanel_typed")
