@@ -170,6 +170,15 @@ class Target:
     def is_file(self) -> bool:
         return self.destination is None
 
+    @property
+    def is_lake(self) -> bool:
+        return self.destination is not None and type_of(self.destination) == "ducklake"
+
+    @property
+    def schema(self) -> str:
+        """The name that `dataset` has in a DuckDB file or a lake."""
+        return str(_lake_client(self).dataset_name) if self.is_lake else self.dataset
+
     def __str__(self) -> str:
         return str(self.path) if self.is_file else f"{self.where}, dataset {self.dataset}"
 
@@ -182,10 +191,24 @@ class Target:
         lock: AbstractContextManager[None] = nullcontext()
         if self.destination is not None:
             if (url := _postgres_url(self.destination)) is not None:
-                lock = _advisory_lock(url, self)
+                lock = _advisory_lock(url, self.dataset, self, wait_s)
             elif (file := _file_of(self.destination, self.dataset)) is not None:
                 lock = _file_lock(file, self, wait_s)
         with lock:
+            yield
+
+    @contextmanager
+    def made_alone(self, wait_s: float) -> Iterator[None]:
+        """As `written_alone`, and for a lake's catalog also against those who write to its other datasets.
+
+        Of two that find no lake there, and make its tables, one fails.
+        """
+        lock: AbstractContextManager[None] = nullcontext()
+        if self.destination is not None and self.is_lake and (url := _postgres_url(self.destination)) is not None:
+            credentials = _credentials(self.destination)
+            lake = credentials.metadata_schema or credentials.ducklake_name
+            lock = _advisory_lock(url, f"catalog {lake}", self, wait_s)
+        with self.written_alone(wait_s), lock:
             yield
 
 
@@ -214,6 +237,11 @@ def target_of(destination: str | Destination[Any, Any], dataset: str = settings.
     name = re.sub(r"[^\w-]", "_", dataset)[:40]
     folder = settings.data_folder() / "destinations" / f"{type_}-{key}"
     target = Target(folder / name, made, dataset, f"{type_} ({place})" if place else type_)
+    if target.is_lake and target.schema.endswith(settings.TYPED_SUFFIX):
+        of = target.schema.removesuffix(settings.TYPED_SUFFIX)
+        raise ConfigError(
+            f"{target.schema} is where the typed tables of {of or 'others'} are", hint="name another dataset"
+        )
     made.config_params["staging_dataset_name_layout"] = f"%s_staging_{_writer_id(target.path)}"
     return target
 
@@ -232,27 +260,38 @@ def drop_staging(pipeline: dlt.Pipeline) -> None:
 
 
 @contextmanager
-def lake_opened(target: Target) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with the lake attached so that nothing can be changed, the tables found without the dataset's name.
+def lake_opened(target: Target, *, write: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with the lake attached, the tables found without the dataset's name, and changed only with `write`.
 
     Raises ConfigError where the destination is none, WarehouseError where it cannot be opened.
     """
-    destination = target.destination
-    if destination is None or type_of(destination) != "ducklake":
+    if not target.is_lake:
         raise ConfigError("SQL is asked of DuckDB files and of ducklake alone", hint="use the destination's own client")
-    client = destination.client(dlt.Schema(settings.PIPELINE), _bound(destination, target.dataset)).sql_client
-    client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
+    client = _lake_client(target)
+    if not write:
+        client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
     try:
         connection = client.open_connection()
         connection.execute("SET TimeZone = 'UTC'")
         if not client.has_dataset():
             raise WarehouseError(f"nothing is loaded into {target}", hint="load some data first: mpload load")
+        with suppress(duckdb.Error):  # there are no typed tables
+            datasets = (client.dataset_name, client.dataset_name + settings.TYPED_SUFFIX)
+            connection.execute(f"SET search_path = '{','.join(map(client.escape_column_name, datasets))}'")
     except (duckdb.Error, DestinationException) as error:
         raise WarehouseError(f"cannot open {target}: {_first_line(error)}") from None
     try:
         yield connection
     finally:
         client.close_connection()
+
+
+def _lake_client(target: Target) -> Any:
+    """dlt's, which attaches the lake."""
+    assert target.destination is not None
+    return target.destination.client(
+        dlt.Schema(settings.PIPELINE), _bound(target.destination, target.dataset)
+    ).sql_client
 
 
 def _writer_id(path: Path) -> str:
@@ -319,17 +358,22 @@ def _file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
 
 
 @contextmanager
-def _advisory_lock(url: str, target: Target) -> Iterator[None]:
+def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterator[None]:
     """Held by the session, and so not longer than the process lives."""
     try:
         import psycopg2
     except ImportError:
         raise ConfigError("Postgres needs psycopg2", hint="pip install 'mixpanel-source[postgres]'") from None
-    key = int.from_bytes(hashlib.sha256(f"mixpanel_source {target.dataset}".encode()).digest()[:8], "big", signed=True)
+    key = int.from_bytes(hashlib.sha256(f"mixpanel_source {name}".encode()).digest()[:8], "big", signed=True)
     try:
         connection = psycopg2.connect(url)
         connection.autocommit = True
-        connection.cursor().execute("SELECT pg_advisory_lock(%s)", (key,))
+        cursor = connection.cursor()
+        cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, round(wait_s * 1000))}ms",))
+        cursor.execute("SELECT pg_advisory_lock(%s)", (key,))
+    except psycopg2.errors.LockNotAvailable:
+        connection.close()
+        raise _busy(target) from None
     except psycopg2.Error as error:
         raise WarehouseError(f"cannot lock {target}: {_first_line(error)}") from None
     try:
@@ -345,13 +389,17 @@ def _file_lock(file: Path, target: Target, wait_s: float) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=wait_s)
     except Timeout:
-        raise WarehouseError(f"another load writes to {target.where}", hint="run the same command again") from None
+        raise _busy(target) from None
     except OSError as error:
         raise WarehouseError(f"cannot write in {file.parent}: {error.strerror}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _busy(target: Target) -> WarehouseError:
+    return WarehouseError(f"another load writes to {target.where}", hint="run the same command again")
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
-from mixpanel_source.destinations import Target, drop_staging, type_of
+from mixpanel_source.destinations import Target, drop_staging, lake_opened, type_of
 from mixpanel_source.disk_room import DiskRoom
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
@@ -43,10 +43,10 @@ from mixpanel_source.resources.group_profiles import group_profiles as group_pro
 from mixpanel_source.resources.listings import listing_resource
 from mixpanel_source.resources.profiles import profiles as profiles_resource
 from mixpanel_source.resources.report_tables import ReportLoads, reports_package
-from mixpanel_source.settings import REPORT_TABLES
+from mixpanel_source.settings import DATASET, REPORT_TABLES
 from mixpanel_source.source import last_exports_of, loaded_days_of, report_days_of
 from mixpanel_source.sweep import SweepResult, note_sweep, sweep
-from mixpanel_source.typed import BATCH_BYTES, bring_in_step, is_in_step
+from mixpanel_source.typed import BATCH_BYTES, TypedUpdate, bring_in_step, is_in_step
 from mixpanel_source.warehouse import (
     check_database,
     connected,
@@ -128,13 +128,13 @@ def load(
     `is_locked` says that the caller holds `locked(database)`. Raises WarehouseError where the file cannot be written or
     another load works on it, ConfigError where the dates or resources cannot be.
 
-    Typed tables, sweeps, `load_runs` and the list of `forget --keep-out` are those of a DuckDB file: elsewhere they are
-    left off.
+    Sweeps, `load_runs` and the list of `forget --keep-out` are those of a DuckDB file: elsewhere they are left off, and
+    typed tables everywhere but in DuckLake.
     """
     target = into if isinstance(into, Target) else Target(into)
     database = target.path
     if not target.is_file:
-        project = replace(project, typed_tables=False, sweep_days=0)
+        project = replace(project, typed_tables=project.typed_tables and target.is_lake, sweep_days=0)
     unknown = [name for name in resources if name not in RESOURCES]
     if unknown:
         raise ConfigError(f"there is no resource {unknown[0]!r}", hint=f"there are: {', '.join(RESOURCES)}")
@@ -205,7 +205,7 @@ def load(
             table.seconds = time.monotonic() - started
         if project.typed_tables:
             try:
-                _typed_tables_in_step(database, told)
+                _typed_tables_in_step(pipeline, target, told)
             except MixpanelDataError as error:
                 result.tables.append(TableLoad("typed_tables", error=error))
         if not target.is_file:
@@ -368,9 +368,11 @@ def _load_profiles(
     _count_rows(pipeline, table)
 
 
-def _keep_in_step(connection: duckdb.DuckDBPyConnection) -> None:
+def _keep_in_step(
+    connection: duckdb.DuckDBPyConnection, dataset: str = DATASET, *, a_batch: bool = False
+) -> TypedUpdate:
     try:
-        bring_in_step(connection)
+        return bring_in_step(connection, dataset, a_batch=a_batch)
     except duckdb.Error as error:
         problem = first_line(error)
         raise WarehouseError(
@@ -380,13 +382,26 @@ def _keep_in_step(connection: duckdb.DuckDBPyConnection) -> None:
         ) from None
 
 
-def _typed_tables_in_step(database: Path, progress: LoadProgress) -> None:
-    """At the end of a load: what an earlier one, or another way to load, has left."""
-    with opened(database) as connection:
+def _typed_tables_in_step(pipeline: dlt.Pipeline, target: Target, progress: LoadProgress) -> None:
+    """At the end of a load: what an earlier one, or another way to load, has left; of a lake, all."""
+    if target.is_lake:
+        with pipeline.sql_client() as client:
+            if not client.has_dataset():
+                return
+        progress.writing()
+        # Some days at a time: others may wait to write.
+        while True:
+            with target.written_alone(READERS_WAIT_S), lake_opened(target, write=True) as connection:
+                began = time.monotonic()
+                update = _keep_in_step(connection, target.schema, a_batch=True)
+                progress.spent("typed", time.monotonic() - began)
+            if not update.days:
+                return
+    with opened(target.path) as connection:
         if is_in_step(connection):
             return
     progress.writing()
-    with connected(database, wait_s=READERS_WAIT_S, on_wait=progress.waiting) as connection:
+    with connected(target.path, wait_s=READERS_WAIT_S, on_wait=progress.waiting) as connection:
         for name, value in DUCKDB_CONFIG.items():
             connection.execute(f"SET {name} = '{value}'")
         began = time.monotonic()

@@ -25,14 +25,15 @@ UNION_DATASET: Final = f"{settings.DATASET}_all"
 WITH_VIEWS: Final = ("postgres", "ducklake")
 """dlt's names of the destinations that they were tried in."""
 
-_TAKEN: Final = ("all", settings.TYPED_DATASET.removeprefix(f"{settings.DATASET}_"))
 _PLAIN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
 def dataset_of(account: str) -> str:
     """The dataset of an account, always the same: two accounts never share one."""
-    if _PLAIN.fullmatch(account) and len(account) <= 32 and account not in _TAKEN:
-        return f"{settings.DATASET}_{account}"
+    plain = f"{settings.DATASET}_{account}"
+    is_taken = plain == UNION_DATASET or plain.endswith(settings.TYPED_SUFFIX)
+    if _PLAIN.fullmatch(account) and len(account) <= 32 and not is_taken:
+        return plain
     words = "_".join(re.findall(r"[a-z0-9]+", account.lower()))[:24].strip("_")
     return "_".join(filter(None, (settings.DATASET, words, hashlib.sha256(account.encode()).hexdigest()[:8])))
 

@@ -94,7 +94,7 @@ def open_pipeline(target: Target) -> dlt.Pipeline:
         pipelines_dir=str(pipelines_folder(target.path)),
     )
     # A lake is made by the first that asks it for anything.
-    with target.written_alone(READERS_WAIT_S), own_errors(target):
+    with target.made_alone(READERS_WAIT_S), own_errors(target):
         if pipeline.has_pending_data:
             # Completing it could write rows twice whose job was done but not yet noted; its days are exported anew.
             # Nor can every package be aborted (dlt refuses one that only its last note misses): all that counts is

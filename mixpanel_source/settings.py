@@ -139,7 +139,9 @@ REPORT_TABLES: Final = ("segmentation", "event_counts", "funnel_steps", "retenti
 """The tables of reports. What is asked for them is a setting: see `report_questions`."""
 
 DATASET: Final = "mixpanel"
-TYPED_DATASET: Final = f"{DATASET}_typed"
+TYPED_SUFFIX: Final = "_typed"
+"""What the dataset of typed tables has behind the name of the loaded one."""
+TYPED_DATASET: Final = f"{DATASET}{TYPED_SUFFIX}"
 PIPELINE: Final = "mixpanel"
 
 SANDBOX_PORT: Final = 8321

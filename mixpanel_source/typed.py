@@ -1,5 +1,6 @@
 """Typed properties: in `mixpanel_typed` a table for each event, one for profiles, and the catalog of their columns.
 
+In a lake they are in `<dataset>_typed`.
 All of it is made of the `properties` of `events` and `profiles`, and can be made anew from them. `typed_days` tells of
 which load packages it was made: a day that stands in `event_days` with another one is not in step, whoever wrote it.
 """
@@ -10,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -38,7 +39,7 @@ from mixpanel_source.property_columns import (
     PropertyColumn,
     table_name,
 )
-from mixpanel_source.warehouse import fetched_tables, identifier, literal, opened, table_names
+from mixpanel_source.warehouse import count_rows, fetched_tables, identifier, literal, opened, table_names
 
 T = TypeVar("T")
 Columns = dict[str, PropertyColumn]
@@ -48,8 +49,6 @@ Rows: TypeAlias = "pa.Table | str"
 
 _IDS: Final = frozenset({"distinct_id", "insert_id", "event_id", "device_id", "user_id"})
 """Columns of which it is known how to compress them best: DuckDB takes long to find that out for texts."""
-_TYPED: Final = identifier(settings.TYPED_DATASET)
-_LOADED: Final = identifier(settings.DATASET)
 
 BATCH_BYTES: Final = 1024 * 1024 * 1024
 """Of properties whose days are brought in step in one transaction: a stop loses no more."""
@@ -61,45 +60,76 @@ _HELD_BYTES: Final = 64 * 1024 * 1024
 # --- what is there
 
 
-def typed_columns(connection: duckdb.DuckDBPyConnection, event: str | None) -> list[PropertyColumn]:
+@dataclass(frozen=True)
+class _Database:
+    """A DuckDB file, or the lake that `connection` uses."""
+
+    connection: duckdb.DuckDBPyConnection
+    dataset: str
+    typed_dataset: str
+    loaded: str
+    """SQL: `dataset` in its catalog, as a cursor does not know which one its connection uses."""
+    typed: str
+    """`typed_dataset`, likewise."""
+    is_lake: bool
+
+    @classmethod
+    def of(cls, connection: duckdb.DuckDBPyConnection, dataset: str) -> _Database:
+        # No parameters: see `warehouse.connect`.
+        [(name, type_)] = connection.execute(
+            "SELECT database_name, type FROM duckdb_databases() WHERE database_name = current_database()"
+        ).fetchall()
+        catalog = identifier(name)
+        typed_dataset = dataset + settings.TYPED_SUFFIX
+        loaded, typed = (f"{catalog}.{identifier(one)}" for one in (dataset, typed_dataset))
+        return cls(connection, dataset, typed_dataset, loaded, typed, type_ == "ducklake")
+
+    def execute(self, sql: str) -> duckdb.DuckDBPyConnection:
+        return self.connection.execute(sql)
+
+    def typed_names(self) -> set[str]:
+        return table_names(self.connection, self.typed_dataset)
+
+
+def typed_columns(
+    connection: duckdb.DuckDBPyConnection, event: str | None, dataset: str = settings.DATASET
+) -> list[PropertyColumn]:
     """The properties of an event, of profiles for None, by column. Raises TableNotFoundError where it has no table."""
-    if event not in _tables(connection):
+    db = _Database.of(connection, dataset)
+    if event not in _tables(db):
         raise TableNotFoundError(
             f"there is no typed table of {'profiles' if event is None else f'the event {event!r}'}",
             hint="mpload tables --typed lists them",
         )
-    found = _catalog(connection).get(event, {})
+    found = _catalog(db).get(event, {})
     return sorted(found.values(), key=lambda column: (column.column, column.name))
 
 
-def typed_tables(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str | None, int]]:
+def typed_tables(
+    connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET
+) -> list[tuple[str, str | None, int]]:
     """Table, event (None for profiles) and rows of each typed table, by name."""
-    sizes = dict(
-        connection.execute(
-            "SELECT table_name, estimated_size FROM duckdb_tables() WHERE database_name = current_database()"
-            f" AND schema_name = {literal(settings.TYPED_DATASET)}"
-        ).fetchall()
-    )
-    tables = _tables(connection)
-    return sorted((name, event, sizes[name]) for event, name in tables.items())
+    db = _Database.of(connection, dataset)
+    # What DuckDB and lakes say of a table's size counts deleted rows, too.
+    return sorted((name, event, count_rows(connection, _table(db, event))) for event, name in _tables(db).items())
 
 
-def _tables(connection: duckdb.DuckDBPyConnection) -> dict[str | None, str]:
+def _tables(db: _Database) -> dict[str | None, str]:
     """The typed tables that are there, by event, None being profiles."""
-    names = table_names(connection, settings.TYPED_DATASET)
-    return {event: name for event, name in _made_tables(connection).items() if name in names}
+    names = db.typed_names()
+    return {event: name for event, name in _made_tables(db).items() if name in names}
 
 
-def _made_tables(connection: duckdb.DuckDBPyConnection) -> dict[str | None, str]:
+def _made_tables(db: _Database) -> dict[str | None, str]:
     """Those that were made, even if someone dropped them."""
-    if TYPED_TABLES not in table_names(connection, settings.TYPED_DATASET):
+    if TYPED_TABLES not in db.typed_names():
         return {}
-    return dict(connection.execute(f"SELECT event, table_name FROM {_TYPED}.{TYPED_TABLES}").fetchall())
+    return dict(db.execute(f"SELECT event, table_name FROM {db.typed}.{TYPED_TABLES}").fetchall())
 
 
-def _catalog(connection: duckdb.DuckDBPyConnection) -> dict[str | None, Columns]:
+def _catalog(db: _Database) -> dict[str | None, Columns]:
     catalog: dict[str | None, Columns] = {}
-    found = connection.execute(f"SELECT event, property, json_types, rows FROM {_TYPED}.{CATALOG}").fetchall()
+    found = db.execute(f"SELECT event, property, json_types, rows FROM {db.typed}.{CATALOG}").fetchall()
     for event, name, json_types, rows in found:
         catalog.setdefault(event, {})[name] = PropertyColumn(event, name, tuple(json_types), rows)
     return catalog
@@ -126,66 +156,77 @@ def update_typed(database: str | Path) -> TypedUpdate:
         return bring_in_step(connection)
 
 
-def bring_in_step(connection: duckdb.DuckDBPyConnection) -> TypedUpdate:
-    """As `update_typed`, by a connection that may write. Some days at a time, each of them whole or not at all."""
-    if is_in_step(connection):
+def bring_in_step(
+    connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET, *, a_batch: bool = False
+) -> TypedUpdate:
+    """As `update_typed`, by a connection that may write, to a file or a lake.
+
+    Some days at a time, each of them whole or not at all; with `a_batch`, no more days than the first of these.
+    """
+    db = _Database.of(connection, dataset)
+    if _is_in_step(db):
         return TypedUpdate()
-    loaded = _loaded(connection)
+    loaded = _loaded(db)
     update = TypedUpdate()
-    with _compressed_for_queries(connection):
-        _make_own_tables(connection)
-        while "events" in loaded and (days := _stale_days(connection)):
-            written = _days_in_step(connection, *days)
+    with nullcontext() if db.is_lake else _compressed_for_queries(connection):
+        _make_own_tables(db)
+        while "events" in loaded and (days := _stale_days(db)):
+            written = _days_in_step(db, *days)
             update = replace(update, days=update.days + len(days[0]), event_rows=update.event_rows + written)
-        if "profiles" in loaded and _are_profiles_stale(connection):
-            update = replace(update, profile_rows=_profiles_in_step(connection))
+            if a_batch:
+                return update
+        if "profiles" in loaded and _are_profiles_stale(db):
+            update = replace(update, profile_rows=_profiles_in_step(db))
     return update
 
 
 def is_in_step(connection: duckdb.DuckDBPyConnection) -> bool:
-    """Whether the typed tables hold what `events` and `profiles` do. Changes nothing."""
-    loaded = _loaded(connection)
+    """Whether the typed tables of a file hold what `events` and `profiles` do. Changes nothing."""
+    return _is_in_step(_Database.of(connection, settings.DATASET))
+
+
+def _is_in_step(db: _Database) -> bool:
+    loaded = _loaded(db)
     if not loaded:
         return True
-    if TYPED_DAYS not in table_names(connection, settings.TYPED_DATASET):
+    if TYPED_DAYS not in db.typed_names():
         return False
-    return not (
-        ("events" in loaded and _stale_days(connection)) or ("profiles" in loaded and _are_profiles_stale(connection))
-    )
+    return not (("events" in loaded and _stale_days(db)) or ("profiles" in loaded and _are_profiles_stale(db)))
 
 
-def _loaded(connection: duckdb.DuckDBPyConnection) -> set[str]:
+def _loaded(db: _Database) -> set[str]:
     """Which of `events` and `profiles` are there, as loads have made them."""
-    names = table_names(connection)
-    loaded = {"events", "profiles"} & names - fetched_tables(connection).keys()
+    names = table_names(db.connection, db.dataset)
+    snapshots = set() if db.is_lake else fetched_tables(db.connection).keys()
+    loaded = {"events", "profiles"} & names - snapshots
     return loaded if {"event_days", "_dlt_loads"} <= names else loaded - {"events"}
 
 
-def _make_own_tables(connection: duckdb.DuckDBPyConnection) -> None:
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {_TYPED}")
+def _make_own_tables(db: _Database) -> None:
+    db.execute(f"CREATE SCHEMA IF NOT EXISTS {db.typed}")
     for name, columns in (
         (CATALOG, "event VARCHAR, property VARCHAR, json_types VARCHAR[], rows BIGINT, column_name VARCHAR,"
          " sql_type VARCHAR, table_name VARCHAR"),
         (TYPED_TABLES, "event VARCHAR, table_name VARCHAR"),
         (TYPED_DAYS, "day DATE, filter VARCHAR, _dlt_load_id VARCHAR"),
     ):  # fmt: skip
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {_TYPED}.{name} ({columns})")
+        db.execute(f"CREATE TABLE IF NOT EXISTS {db.typed}.{name} ({columns})")
 
 
-_CURRENT_DAYS: Final = f"""
-    SELECT day, filter, loaded._dlt_load_id FROM {_LOADED}.event_days AS loaded
-    JOIN {_LOADED}._dlt_loads ON _dlt_loads.load_id = loaded._dlt_load_id WHERE status = 0"""
-_STALE_DAYS: Final = f"""
-    WITH current_days AS ({_CURRENT_DAYS}), known_days AS (FROM {_TYPED}.{TYPED_DAYS}), stale AS (
+def _current_days(db: _Database) -> str:
+    return f"""
+    SELECT day, filter, loaded._dlt_load_id FROM {db.loaded}.event_days AS loaded
+    JOIN {db.loaded}._dlt_loads AS loads ON loads.load_id = loaded._dlt_load_id WHERE status = 0"""
+
+
+def _stale_days(db: _Database) -> tuple[list[date], list[date]] | None:
+    """The next days to bring in step, up to BATCH_BYTES, and those after them; None where all are."""
+    stale = db.execute(f"""
+    WITH current_days AS ({_current_days(db)}), known_days AS (FROM {db.typed}.{TYPED_DAYS}), stale AS (
         SELECT DISTINCT day FROM (
             (FROM current_days EXCEPT FROM known_days) UNION ALL (FROM known_days EXCEPT FROM current_days)))
-    SELECT day, (SELECT coalesce(sum(bytes), 0) FROM {_LOADED}.event_days AS loaded WHERE loaded.day = stale.day)
-    FROM stale ORDER BY day"""
-
-
-def _stale_days(connection: duckdb.DuckDBPyConnection) -> tuple[list[date], list[date]] | None:
-    """The next days to bring in step, up to BATCH_BYTES, and those after them; None where all are."""
-    stale = connection.execute(_STALE_DAYS).fetchall()
+    SELECT day, (SELECT coalesce(sum(bytes), 0) FROM {db.loaded}.event_days AS loaded WHERE loaded.day = stale.day)
+    FROM stale ORDER BY day""").fetchall()
     if not stale:
         return None
     count = size = 0
@@ -198,31 +239,31 @@ def _stale_days(connection: duckdb.DuckDBPyConnection) -> tuple[list[date], list
     return days[:count], days[count:]
 
 
-def _days_in_step(connection: duckdb.DuckDBPyConnection, days: Sequence[date], later: Sequence[date]) -> int:
+def _days_in_step(db: _Database, days: Sequence[date], later: Sequence[date]) -> int:
     scope, again = days_scope("event_date", days), days_scope("day", days)
-    with _transaction(connection):
-        events = _Events(connection, scope)
-        for event, rows, found in _one_ahead(_slices(connection, scope)):
+    with _transaction(db.connection):
+        events = _Events(db, scope)
+        for event, rows, found in _one_ahead(_slices(db, scope)):
             events.add(event, rows, found)
         events.finish(f"NOT ({days_scope('event_date', later)})" if later else "true")
-        connection.execute(f"DELETE FROM {_TYPED}.{TYPED_DAYS} WHERE {again}")
-        connection.execute(f"INSERT INTO {_TYPED}.{TYPED_DAYS} {_CURRENT_DAYS} AND ({again})")
+        db.execute(f"DELETE FROM {db.typed}.{TYPED_DAYS} WHERE {again}")
+        db.execute(f"INSERT INTO {db.typed}.{TYPED_DAYS} {_current_days(db)} AND ({again})")
     return events.written
 
 
 class _Events:
     """The typed tables of events within one transaction, in which the rows that `scope` is true of are replaced."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, scope: str) -> None:
+    def __init__(self, db: _Database, scope: str) -> None:
         self.written = 0
-        self._connection = connection
+        self._db = db
         self._scope = scope
-        self._known = _catalog(connection)
-        self._tables = {event for event in _tables(connection) if event is not None}
+        self._known = _catalog(db)
+        self._tables = {event for event in _tables(db) if event is not None}
         self._old_rows = {event: last for event in self._tables if (last := self._lose(event)) is not None}
         """The last row of each table that is to be replaced, by rowid: those of this transaction come after it."""
         self._changed = set(self._old_rows)
-        self._rebuilt = {event for event in _made_tables(connection) if event is not None} - self._tables
+        self._rebuilt = {event for event in _made_tables(db) if event is not None} - self._tables
         """Events all of whose rows are written anew: the type of a column has become wider, or the table is gone."""
 
     def _lose(self, event: str) -> int | None:
@@ -237,8 +278,8 @@ class _Events:
         """The last row that `scope` is true of, and how many of them have each property."""
         columns = [column for column in self._known.get(event, {}).values() if column.type is not None]
         counts = ", ".join(["max(rowid)", *(f"count({identifier(column.column)})" for column in columns)])
-        sql = f"SELECT {counts} FROM {_table(event)} WHERE {scope}"
-        [(last, *found)] = self._connection.execute(sql).fetchall()
+        sql = f"SELECT {counts} FROM {_table(self._db, event)} WHERE {scope}"
+        [(last, *found)] = self._db.execute(sql).fetchall()
         return last, dict(zip((column.name for column in columns), found, strict=True))
 
     def add(self, event: str, rows: pa.Table, found: Columns) -> None:
@@ -250,60 +291,60 @@ class _Events:
             self._rebuilt.add(event)
             return
         if event not in self._tables:
-            _create(self._connection, event, EVENT_COLUMNS, after.values())
+            _create(self._db, event, EVENT_COLUMNS, after.values())
             self._tables.add(event)
         else:
             for name in found:
                 if after[name].type is not None and (name not in before or before[name].type is None):
-                    self._connection.execute(f"ALTER TABLE {_table(event)} ADD COLUMN {_definition(after[name])}")
-        self.written += _insert(self._connection, event, EVENT_COLUMNS, [after[name] for name in found], rows)
+                    self._db.execute(f"ALTER TABLE {_table(self._db, event)} ADD COLUMN {_definition(after[name])}")
+        self.written += _insert(self._db, event, EVENT_COLUMNS, [after[name] for name in found], rows)
 
     def finish(self, in_step: str) -> None:
         """`in_step` is true of the rows of `events` that belong into the tables now."""
         for event in self._rebuilt:
             columns = self._known.get(event, {}).values()
-            _create(self._connection, event, EVENT_COLUMNS, columns)
-            rows = f"(FROM {_LOADED}.events WHERE event_name = {literal(event)} AND {in_step})"
-            self.written += _insert(self._connection, event, EVENT_COLUMNS, columns, rows)
+            _create(self._db, event, EVENT_COLUMNS, columns)
+            rows = f"(FROM {self._db.loaded}.events WHERE event_name = {literal(event)} AND {in_step})"
+            self.written += _insert(self._db, event, EVENT_COLUMNS, columns, rows)
             for name, count in self._count(event, "true")[1].items():
                 self._known[event][name] = replace(self._known[event][name], rows=count)
             self._changed.add(event)
         # Last, as DuckDB alters no table that it has deleted from in the same transaction.
         for event, last in self._old_rows.items():
             if event not in self._rebuilt:
-                self._connection.execute(f"DELETE FROM {_table(event)} WHERE ({self._scope}) AND rowid <= {last}")
-        _note(self._connection, {event: self._known.get(event, {}) for event in self._changed})
+                self._db.execute(f"DELETE FROM {_table(self._db, event)} WHERE ({self._scope}) AND rowid <= {last}")
+        _note(self._db, {event: self._known.get(event, {}) for event in self._changed})
 
 
 _PACKAGES: Final = "SELECT _dlt_load_id, count(*) FROM {} GROUP BY ALL ORDER BY ALL"
 
 
-def _are_profiles_stale(connection: duckdb.DuckDBPyConnection) -> bool:
+def _are_profiles_stale(db: _Database) -> bool:
     """Whether some came or went: a load gives the package that it came with to each."""
-    if None not in _tables(connection):
+    if None not in _tables(db):
         return True
-    tables = (_table(None), f"{_LOADED}.profiles")
-    typed, loaded = (connection.execute(_PACKAGES.format(table)).fetchall() for table in tables)
+    tables = (_table(db, None), f"{db.loaded}.profiles")
+    typed, loaded = (db.execute(_PACKAGES.format(table)).fetchall() for table in tables)
     return typed != loaded
 
 
-def _profiles_in_step(connection: duckdb.DuckDBPyConnection) -> int:
+def _profiles_in_step(db: _Database) -> int:
     """All of them anew."""
-    profiles = f"{_LOADED}.profiles"
-    known = {name: replace(column, rows=0) for name, column in _catalog(connection).get(None, {}).items()}
-    columns = _together(known, _properties(connection, None, profiles))
-    with _transaction(connection):
-        _create(connection, None, PROFILE_COLUMNS, columns.values())
-        written = _insert(connection, None, PROFILE_COLUMNS, columns.values(), profiles)
-        _note(connection, {None: columns})
+    profiles = f"{db.loaded}.profiles"
+    known = {name: replace(column, rows=0) for name, column in _catalog(db).get(None, {}).items()}
+    columns = _together(known, _properties(db.connection, None, profiles))
+    with _transaction(db.connection):
+        _create(db, None, PROFILE_COLUMNS, columns.values())
+        written = _insert(db, None, PROFILE_COLUMNS, columns.values(), profiles)
+        _note(db, {None: columns})
     return written
 
 
 # --- tables
 
 
-def _table(event: str | None) -> str:
-    return f"{_TYPED}.{identifier(_name(event))}"
+def _table(db: _Database, event: str | None) -> str:
+    return f"{db.typed}.{identifier(_name(event))}"
 
 
 def _name(event: str | None) -> str:
@@ -331,7 +372,7 @@ def _together(before: Columns, found: Columns) -> Columns:
 
 
 def _create(
-    connection: duckdb.DuckDBPyConnection,
+    db: _Database,
     event: str | None,
     shared: Sequence[tuple[str, str]],
     columns: Iterable[PropertyColumn],
@@ -339,16 +380,17 @@ def _create(
     """The typed table of an event, without rows."""
     typed = sorted(_definition(column) for column in columns if column.type is not None)
     of_event = "event IS NULL" if event is None else f"event = {literal(event)}"
-    connection.execute(f"DROP TABLE IF EXISTS {_table(event)}")
-    first = [f"{name} {type_}{' USING COMPRESSION fsst' if name in _IDS else ''}" for name, type_ in shared]
-    connection.execute(f"CREATE TABLE {_table(event)} ({', '.join([*first, *typed])})")
-    connection.execute(f"DELETE FROM {_TYPED}.{TYPED_TABLES} WHERE {of_event}")
+    db.execute(f"DROP TABLE IF EXISTS {_table(db, event)}")
+    fast = set() if db.is_lake else _IDS  # a lake's files are Parquet
+    first = [f"{name} {type_}{' USING COMPRESSION fsst' if name in fast else ''}" for name, type_ in shared]
+    db.execute(f"CREATE TABLE {_table(db, event)} ({', '.join([*first, *typed])})")
+    db.execute(f"DELETE FROM {db.typed}.{TYPED_TABLES} WHERE {of_event}")
     name = "NULL" if event is None else literal(event)
-    connection.execute(f"INSERT INTO {_TYPED}.{TYPED_TABLES} VALUES ({name}, {literal(_name(event))})")
+    db.execute(f"INSERT INTO {db.typed}.{TYPED_TABLES} VALUES ({name}, {literal(_name(event))})")
 
 
 def _insert(
-    connection: duckdb.DuckDBPyConnection,
+    db: _Database,
     event: str | None,
     shared: Sequence[tuple[str, str]],
     columns: Iterable[PropertyColumn],
@@ -361,8 +403,9 @@ def _insert(
         value = f"found[{number}]" if column.type == "VARCHAR" else f"CAST(found[{number}] AS {column.type})"
         values.append(f"{value} AS {identifier(column.column)}")
     found = f"json_extract_string(properties, {_pointers(column.name for column in typed)})" if typed else "NULL"
-    sql = f"INSERT INTO {_table(event)} BY NAME SELECT {', '.join(values)} FROM (SELECT *, {found} AS found FROM rows)"
-    [(count,)] = _ask(connection, sql, rows).fetchall()
+    some = f"SELECT {', '.join(values)} FROM (SELECT *, {found} AS found FROM rows)"
+    sql = f"INSERT INTO {_table(db, event)} BY NAME {some}"
+    [(count,)] = _ask(db.connection, sql, rows).fetchall()
     return int(count)
 
 
@@ -379,7 +422,7 @@ _CATALOG_SCHEMA: Final = pa.schema(
 )
 
 
-def _note(connection: duckdb.DuckDBPyConnection, events: Mapping[str, Columns] | Mapping[None, Columns]) -> None:
+def _note(db: _Database, events: Mapping[str, Columns] | Mapping[None, Columns]) -> None:
     """Write what is known of these events into the catalog."""
     rows = [
         (event, column.name, list(column.json_types), column.rows, column.column, column.type, _name(event))
@@ -387,12 +430,11 @@ def _note(connection: duckdb.DuckDBPyConnection, events: Mapping[str, Columns] |
         for column in columns.values()
     ]
     noted = [dict(zip(_CATALOG_SCHEMA.names, row, strict=True)) for row in rows]
-    changed = (
-        f"DELETE FROM {_TYPED}.{CATALOG} WHERE EXISTS (FROM rows WHERE rows.event IS NOT DISTINCT FROM {CATALOG}.event)"
-    )
-    _ask(connection, changed, pa.table({"event": pa.array(list(events), pa.string())}))
-    sql = f"INSERT INTO {_TYPED}.{CATALOG} FROM rows ORDER BY event, column_name"
-    _ask(connection, sql, pa.Table.from_pylist(noted, _CATALOG_SCHEMA))
+    is_changed = f"EXISTS (FROM rows WHERE rows.event IS NOT DISTINCT FROM {CATALOG}.event)"
+    changed = f"DELETE FROM {db.typed}.{CATALOG} WHERE {is_changed}"
+    _ask(db.connection, changed, pa.table({"event": pa.array(list(events), pa.string())}))
+    sql = f"INSERT INTO {db.typed}.{CATALOG} FROM rows ORDER BY event, column_name"
+    _ask(db.connection, sql, pa.Table.from_pylist(noted, _CATALOG_SCHEMA))
 
 
 # --- rows
@@ -415,13 +457,13 @@ def _one_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _slices(connection: duckdb.DuckDBPyConnection, scope: str) -> Iterator[tuple[str, pa.Table, Columns]]:
+def _slices(db: _Database, scope: str) -> Iterator[tuple[str, pa.Table, Columns]]:
     """The rows of `events` that `scope` is true of, as (event, some of its rows, the properties found in them)."""
     names = ", ".join([*(name for name, _ in EVENT_COLUMNS), "properties"])
     held: dict[str, list[pa.Table]] = {}
     sizes: dict[str, int] = {}
-    with connection.cursor() as cursor, new_connection() as reading:
-        cursor.execute(f"SELECT {names} FROM {_LOADED}.events WHERE {scope}")
+    with db.connection.cursor() as cursor, new_connection() as reading:
+        cursor.execute(f"SELECT {names} FROM {db.loaded}.events WHERE {scope}")
         for batch in cursor.to_arrow_reader(_READ_ROWS):
             for event, rows in _by_event(batch):
                 held.setdefault(event, []).append(rows)

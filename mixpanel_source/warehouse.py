@@ -369,20 +369,20 @@ class TableInfo:
     columns: int
 
 
-def tables(connection: duckdb.DuckDBPyConnection) -> list[TableInfo]:
+def tables(connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET) -> list[TableInfo]:
     """The tables of the dataset but dlt's own, by name."""
     found = connection.execute(
         "SELECT table_name, column_count FROM duckdb_tables() WHERE database_name = current_database()"
-        f" AND schema_name = '{settings.DATASET}' AND NOT starts_with(table_name, '_dlt') ORDER BY table_name"
+        f" AND schema_name = {literal(dataset)} AND NOT starts_with(table_name, '_dlt') ORDER BY table_name"
     ).fetchall()
-    return [TableInfo(name, _count(connection, name), columns) for name, columns in found]
+    return [TableInfo(name, count_rows(connection, identifier(name)), columns) for name, columns in found]
 
 
 def table_names(connection: duckdb.DuckDBPyConnection, dataset: str = settings.DATASET) -> set[str]:
     """Every table and view of a dataset, dlt's own included."""
     found = connection.execute(
         "SELECT table_name FROM information_schema.tables WHERE table_catalog = current_database()"
-        f" AND table_schema = '{dataset}'"
+        f" AND table_schema = {literal(dataset)}"
     ).fetchall()
     return {name for (name,) in found}
 
@@ -405,11 +405,11 @@ def refuse_snapshots(connection: duckdb.DuckDBPyConnection, resources: Sequence[
             )
 
 
-def schema(connection: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str, str]]:
+def schema(connection: duckdb.DuckDBPyConnection, table: str, dataset: str = settings.DATASET) -> list[tuple[str, str]]:
     """Name and type of each column of `table`, in order. Raises TableNotFoundError."""
     columns = connection.execute(
         "SELECT column_name, data_type FROM duckdb_columns() WHERE database_name = current_database()"
-        f" AND schema_name = '{settings.DATASET}' AND table_name = {literal(table)} ORDER BY column_index"
+        f" AND schema_name = {literal(dataset)} AND table_name = {literal(table)} ORDER BY column_index"
     ).fetchall()
     if not columns:
         raise TableNotFoundError(
@@ -432,6 +432,7 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    rows = connection.execute(f"SELECT count(*) FROM {identifier(table)}").fetchall()
+def count_rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    """Those of a table, which SQL names `table`."""
+    rows = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     return int(rows[0][0])

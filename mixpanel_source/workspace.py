@@ -320,12 +320,7 @@ class Workspace(Closing):
 
         `destination` is a DuckLake to ask in place of the workspace's file.
         """
-        if destination is not None:
-            from mixpanel_source.destinations import lake_opened, target_of
-
-            with lake_opened(target_of(destination, dataset)) as connection:
-                return warehouse.query(connection, query)
-        with self._reading() as connection:
+        with self._asked(destination, dataset) as (connection, _):
             return warehouse.query(connection, query)
 
     def sql_rows(self, query: str) -> list[tuple[Any, ...]]:
@@ -336,25 +331,29 @@ class Workspace(Closing):
         with self._reading() as connection:
             return warehouse.only_value(warehouse.query_stream(connection, query))[0]
 
-    def tables(self) -> list[TableInfo]:
-        """The tables but dlt's own, by name."""
-        with self._reading() as connection:
-            return warehouse.tables(connection)
+    def tables(self, *, destination: Any = None, dataset: str = settings_.DATASET) -> list[TableInfo]:
+        """The tables but dlt's own, by name; `destination` here and below as for `sql`."""
+        with self._asked(destination, dataset) as (connection, schema):
+            return warehouse.tables(connection, schema)
 
-    def schema(self, table: str) -> list[tuple[str, str]]:
+    def schema(self, table: str, *, destination: Any = None, dataset: str = settings_.DATASET) -> list[tuple[str, str]]:
         """Name and type of each column of a table. Raises TableNotFoundError."""
-        with self._reading() as connection:
-            return warehouse.schema(connection, table)
+        with self._asked(destination, dataset) as (connection, schema):
+            return warehouse.schema(connection, table, schema)
 
-    def typed_tables(self) -> list[tuple[str, str | None, int]]:
+    def typed_tables(
+        self, *, destination: Any = None, dataset: str = settings_.DATASET
+    ) -> list[tuple[str, str | None, int]]:
         """Name, event (None for profiles) and rows of each typed table."""
-        with self._reading() as connection:
-            return typed.typed_tables(connection)
+        with self._asked(destination, dataset) as (connection, schema):
+            return typed.typed_tables(connection, schema)
 
-    def typed_columns(self, event: str | None) -> list[PropertyColumn]:
+    def typed_columns(
+        self, event: str | None, *, destination: Any = None, dataset: str = settings_.DATASET
+    ) -> list[PropertyColumn]:
         """The properties of an event, of profiles for None, with their columns in the typed table."""
-        with self._reading() as connection:
-            return typed.typed_columns(connection, event)
+        with self._asked(destination, dataset) as (connection, schema):
+            return typed.typed_columns(connection, event, schema)
 
     def update_typed(self) -> TypedUpdate:
         """Bring the typed tables in step, after a `pipeline.run` into the file; `load` does so by itself."""
@@ -368,6 +367,19 @@ class Workspace(Closing):
     def info(self) -> dict[str, Any]:
         """Where everything is, and the versions in use."""
         return info(self.path, self.account.credentials.project_id if self._needs_account else None)
+
+    @contextmanager
+    def _asked(self, destination: Any, dataset: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+        """A connection to the file, or to a lake, and the schema there."""
+        if destination is None:
+            with self._reading() as connection:
+                yield connection, settings_.DATASET
+            return
+        from mixpanel_source.destinations import lake_opened, target_of
+
+        target = target_of(destination, dataset)
+        with lake_opened(target) as connection:
+            yield connection, target.schema
 
     @contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:

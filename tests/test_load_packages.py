@@ -31,7 +31,7 @@ from mixpanel_source.progress import NoProgress
 from mixpanel_source.project import Project
 from mixpanel_source.resources.events import PackageLimits
 from mixpanel_source.sandbox import Fault, Sandbox
-from mixpanel_source.typed import bring_in_step
+from mixpanel_source.typed import TypedUpdate, bring_in_step
 from mixpanel_source.warehouse import pipelines_folder
 from mixpanel_source.windows import DateRange
 
@@ -91,9 +91,15 @@ def test_typed_tables_follow_several_packages_at_once_but_not_after_a_wait(
     times: int,
 ) -> None:
     made: list[int] = []
+
+    def in_step(*of: Any, **how: Any) -> TypedUpdate:
+        update = bring_in_step(*of, **how)
+        made.append(update.days)
+        return update
+
     monkeypatch.setattr(LOAD, "BATCH_BYTES", behind_bytes)
     monkeypatch.setattr("mixpanel_source.exports.Exports.is_held_up", lambda self, for_s: is_held_up)
-    monkeypatch.setattr(LOAD, "bring_in_step", lambda connection: made.append(bring_in_step(connection).days))
+    monkeypatch.setattr(LOAD, "bring_in_step", in_step)
     assert load(project, database, ["events"], asked=ASKED).error is None
     assert (len(made), sum(made)) == (times, 6)
     assert sql("select count(*) from mixpanel_typed.typed_days") == [(6,)]

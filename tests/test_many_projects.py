@@ -13,6 +13,7 @@ from mixpanel_source.many_projects import dataset_of
         ("all", "mixpanel_all_"),
         ("All", "mixpanel_all_"),
         ("typed", "mixpanel_typed_"),
+        ("one_typed", "mixpanel_one_typed_"),
         ("Zoë", "mixpanel_zo_"),
         ("é", "mixpanel_"),
         ("a__b", "mixpanel_a_b_"),

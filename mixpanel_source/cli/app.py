@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from io import TextIOWrapper
 from itertools import pairwise
@@ -206,6 +206,12 @@ def status(
         raise typer.Exit(exit_codes.GENERAL)
 
 
+LakeOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Ask ducklake, as dlt's config has it, instead of the file.")
+]
+DatasetOption = Annotated[str, typer.Option(metavar="NAME", help="With --destination: the dataset there.")]
+
+
 @command
 def sql(
     options: GlobalOptions,
@@ -213,12 +219,8 @@ def sql(
     file: Annotated[Path | None, typer.Option(metavar="FILE", help="Read the SQL from a file.")] = None,
     scalar: Annotated[bool, typer.Option("--scalar", help="Print the one value of the answer as it is.")] = False,
     write: Annotated[bool, typer.Option("--write", help="Allow the SQL to change the database.")] = False,
-    destination: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Ask ducklake, as dlt's config has it, instead of the file.")
-    ] = None,
-    dataset: Annotated[
-        str, typer.Option(metavar="NAME", help="With --destination: the dataset there.")
-    ] = settings.DATASET,
+    destination: LakeOption = None,
+    dataset: DatasetOption = settings.DATASET,
 ) -> None:
     """Ask the loaded data in SQL. The tables are found by their bare names; nothing is changed without --write.
 
@@ -233,7 +235,7 @@ def sql(
     from mixpanel_source.warehouse import only_value, query_stream
 
     text = _sql_text(query, file)
-    with _asked(options, destination, dataset, write) as connection:
+    with _asked(options, destination, dataset, write) as (connection, _):
         answer = query_stream(connection, text)
         if scalar:
             write_value(*only_value(answer))
@@ -241,18 +243,24 @@ def sql(
             options.write(answer.columns, answer.rows, answer.types)
 
 
+@contextmanager
 def _asked(
-    options: GlobalOptions, destination: str | None, dataset: str, write: bool
-) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    options: GlobalOptions, destination: str | None, dataset: str, write: bool = False
+) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+    """A connection to the file or the lake, and the schema there."""
     if destination is None:
         from mixpanel_source.warehouse import opened
 
-        return opened(options.find_database(), write=write)
+        with opened(options.find_database(), write=write) as connection:
+            yield connection, settings.DATASET
+        return
     from mixpanel_source.destinations import lake_opened, target_of
 
     if write:
         raise ConfigError("--write is for DuckDB files", hint="leave out --write, or --destination")
-    return lake_opened(target_of(destination, dataset))
+    target = target_of(destination, dataset)
+    with lake_opened(target) as connection:
+        yield connection, target.schema
 
 
 def _sql_text(query: str | None, file: Path | None) -> str:
@@ -272,6 +280,8 @@ def tables(
     typed: Annotated[
         bool, typer.Option("--typed", help="Those of each event, with a column for each property.")
     ] = False,
+    destination: LakeOption = None,
+    dataset: DatasetOption = settings.DATASET,
 ) -> None:
     """The tables that are loaded, with their rows and columns.
 
@@ -279,16 +289,15 @@ def tables(
     mpload tables
     mpload tables --typed
     """
-    from mixpanel_source.warehouse import opened
     from mixpanel_source.warehouse import tables as tables_of
 
-    with opened(options.find_database()) as connection:
+    with _asked(options, destination, dataset) as (connection, schema_name):
         if typed:
             from mixpanel_source.typed import typed_tables
 
-            write_rows(["table", "event", "rows"], typed_tables(connection), options.output)
+            write_rows(["table", "event", "rows"], typed_tables(connection, schema_name), options.output)
             return
-        write_rows(["table", "rows", "columns"], map(astuple, tables_of(connection)), options.output)
+        write_rows(["table", "rows", "columns"], map(astuple, tables_of(connection, schema_name)), options.output)
 
 
 @command
@@ -297,6 +306,8 @@ def schema(
     table: Annotated[
         str, typer.Argument(help="A name that mpload tables lists, or an event's.", autocompletion=completion.tables)
     ],
+    destination: LakeOption = None,
+    dataset: DatasetOption = settings.DATASET,
 ) -> None:
     """The columns of a table, with their types; or the properties of an event, with their columns in its typed table.
 
@@ -304,27 +315,30 @@ def schema(
     mpload schema events
     mpload schema 'Order Placed'
     """
-    from mixpanel_source.warehouse import opened
     from mixpanel_source.warehouse import schema as schema_of
 
-    with opened(options.find_database()) as connection:
+    with _asked(options, destination, dataset) as (connection, schema_name):
         try:
-            columns = schema_of(connection, table)
+            columns = schema_of(connection, table, schema_name)
         except TableNotFoundError as missing:
-            _write_typed_schema(connection, table, missing, options)
+            _write_typed_schema(connection, schema_name, table, missing, options)
         else:
             write_rows(["column", "type"], columns, options.output)
 
 
 def _write_typed_schema(
-    connection: duckdb.DuckDBPyConnection, event: str, missing: TableNotFoundError, options: GlobalOptions
+    connection: duckdb.DuckDBPyConnection,
+    schema_name: str,
+    event: str,
+    missing: TableNotFoundError,
+    options: GlobalOptions,
 ) -> None:
     """Of an event; where there is none either, it is as if a table was asked for."""
     from mixpanel_source.property_columns import EVENT_COLUMNS, table_name
     from mixpanel_source.typed import typed_columns
 
     try:
-        found = typed_columns(connection, event)
+        found = typed_columns(connection, event, schema_name)
     except TableNotFoundError:
         raise missing from None
     options.say(f"the columns of {table_name(event)}, the typed table of {event!r}")

@@ -122,7 +122,8 @@ def load(
         bool | None,
         typer.Option(
             "--typed-tables/--no-typed-tables",
-            help="Whether each event's table with a column for each property is kept in step.  [default: yes]",
+            help="Whether each event's table with a column for each property is kept in step, in DuckDB files and"
+            " DuckLake.  [default: yes]",
         ),
     ] = None,
     destination: Annotated[
@@ -202,8 +203,6 @@ def load(
     _refuse_without(resources or (), ("--history", history or None), resources=("profiles", "cohort_members"))
     if dataset is not None and destination is None:
         raise ConfigError("--dataset goes with --destination", hint="the dataset of a DuckDB file is mixpanel")
-    if typed_tables and destination is not None:
-        raise ConfigError("typed tables are made in DuckDB files alone", hint="leave out --typed-tables")
     several = options.find_accounts(accounts, all_accounts)
     if several and dataset is not None:
         raise ConfigError("each account has a dataset of its own", hint="leave out --dataset")
@@ -240,6 +239,8 @@ def load(
         if destination:
             of_account = dataset_of(account.name) if several and account.name else dataset or DATASET
             into = target_of(destination, of_account)
+            if typed_tables and not into.is_lake:
+                raise ConfigError("typed tables are made in DuckDB and DuckLake alone", hint="leave out --typed-tables")
         else:
             into = Target(options.find_database(account))
         without_days = [name for name in resources or () if name in RESOURCES and name not in WITH_DAYS]

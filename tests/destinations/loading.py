@@ -3,11 +3,14 @@
     python -m destinations.loading URL DESTINATION KILL_AT FROM:TO...
 
 A step is whatever dlt does to a file, to the database or to a table. The process kills itself before step `KILL_AT` of
-all of them; with 0 it does not, and prints how many there were.
+all of them, or before it calls the function of `typed` that has this name; with 0 it does not, and prints how many
+there were. DESTINATION may be followed by a slash and the dataset.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import date
@@ -17,9 +20,9 @@ from typing import Any
 from dlt.common.storages.file_storage import FileStorage
 from killed_load import count_steps
 
-from mixpanel_source import settings
+from mixpanel_source import settings, typed
 from mixpanel_source.credentials import Credentials
-from mixpanel_source.destinations import target_of
+from mixpanel_source.destinations import Target, target_of
 from mixpanel_source.load import LoadResult, load
 from mixpanel_source.pipeline import locked
 from mixpanel_source.project import Project
@@ -51,11 +54,11 @@ def project_at(url: str) -> Project:
 
 
 def load_into(
-    destination: str, url: str, first: date, last: date, *resources: str, lock_wait_s: float = 0.0
+    destination: str | Target, url: str, first: date, last: date, *resources: str, lock_wait_s: float = 0.0
 ) -> LoadResult:
     """All days of the range, whether they are there or not."""
     asked = DateRange(first, last, refresh=True)
-    target = target_of(destination)
+    target = target_of(destination) if isinstance(destination, str) else destination
     with locked(target.path, lock_wait_s, what=target):
         result = load(project_at(url), target, resources or ("events",), asked=asked, is_locked=True)
     if result.error is not None:
@@ -74,15 +77,19 @@ def _steps(destination: str) -> Iterator[tuple[type, str]]:
         yield from ((class_, name) for name in names if name in vars(class_))
 
 
-def main(url: str, destination: str, kill_at: int, ranges: list[str]) -> None:
+def main(url: str, destination: str, kill_at: str, ranges: list[str]) -> None:
+    destination, _, dataset = destination.partition("/")
     if destination == "ducklake":
         use_extensions()
-    steps = count_steps(kill_at, list(_steps(destination)))
+    if not kill_at.isdecimal():
+        setattr(typed, kill_at, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        kill_at = "0"
+    steps = count_steps(int(kill_at), list(_steps(destination)))
     for days in ranges:
         first, last = map(date.fromisoformat, days.split(":"))
-        load_into(destination, url, first, last)
+        load_into(target_of(destination, dataset or settings.DATASET), url, first, last)
     print(steps[0])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -25,7 +25,7 @@ from dlt.extract import DltSource
 
 from destinations.conftest import EVENT_DAYS, EVENTS, KINDS, Place, asking, contents, odd_lines
 from destinations.loading import client_class, load_into, project_at
-from mixpanel_source.destinations import Target, lake_opened
+from mixpanel_source.destinations import Target, lake_opened, target_of
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
 from mixpanel_source.exports import EventFilter
@@ -62,7 +62,9 @@ def plain_source(project: Project, first: str, last: str) -> DltSource:
     )
 
 
-def process(url: str, place: Place, *ranges: str, kill_at: int = 0, data: Path | None = None) -> subprocess.Popen[str]:
+def process(
+    url: str, place: Place, *ranges: str, kill_at: int | str = 0, data: Path | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "destinations.loading", url, place.destination, str(kill_at), *ranges],
         env={**os.environ, "PYTHONPATH": str(TESTS), **({"MP_DATA_DIR": str(data)} if data else {})},
@@ -228,6 +230,27 @@ def test_writers_of_two_machines_lose_nothing_from_the_first_load_on(
         writer.stdout.close()
     expected = contents(straight(server.url, database, days), "events", "event_days")
     assert contents(place.target(), "events", "event_days") == expected
+
+
+def test_two_first_loads_at_once_into_datasets_of_a_new_lake(
+    make_place: MakePlace, server: SandboxServer, month: list[str], tmp_path: Path
+) -> None:
+    make_place("ducklake-postgres")
+    writers = [
+        process(server.url, Place(f"ducklake/{name}", 1), f"{month[0]}:{month[0]}", data=tmp_path / name)
+        for name in ("one", "two")
+    ]
+    assert [(writer.communicate()[0] != "", writer.returncode) for writer in writers] == [(True, 0), (True, 0)]
+    for name in ("one", "two"):
+        with lake_opened(target_of("ducklake", name)) as connection:
+            assert query(connection, "SELECT count(*) FROM events").rows == [(3,)]
+
+
+def test_a_wait_for_another_load_into_postgres_ends(make_place: MakePlace) -> None:
+    target = make_place("postgres").target()
+    again = target.written_alone(0.1)
+    with target.written_alone(0.1), pytest.raises(WarehouseError, match="another load writes"), again:
+        pass
 
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite", "delta", "iceberg"])
