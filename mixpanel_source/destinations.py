@@ -253,8 +253,8 @@ _EXTRAS: Final = (
 
 
 def drop_staging(pipeline: dlt.Pipeline) -> None:
-    """Remove the writer's own staging dataset; the next load makes it anew."""
-    with pipeline.sql_client() as client, suppress(Exception), client.with_staging_dataset():
+    """Remove the writer's own staging dataset; the next load makes it anew, or takes what is left of it."""
+    with pipeline.sql_client() as client, suppress(DestinationException), client.with_staging_dataset():
         if client.has_dataset():
             client.drop_dataset()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from functools import partial
@@ -209,7 +209,8 @@ def load(
             except MixpanelDataError as error:
                 result.tables.append(TableLoad("typed_tables", error=error))
         if not target.is_file:
-            with target.written_alone(READERS_WAIT_S):
+            # All is loaded: where others write for long, it stays.
+            with suppress(WarehouseError), target.written_alone(READERS_WAIT_S):
                 drop_staging(pipeline)
     return result
 
