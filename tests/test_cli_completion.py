@@ -214,7 +214,8 @@ def test_a_shell_completes_once_it_is_told_to(shell: str, shell_environment: dic
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     installed = subprocess.run(
-        [shell, "-c", "mpload --install-completion; mpload --show-completion"],
+        # With something after it, as a shell becomes the last command, and would not be found then.
+        [shell, "-c", "mpload --install-completion && mpload --show-completion && :"],
         env=shell_environment,
         capture_output=True,
         text=True,
