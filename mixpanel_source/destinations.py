@@ -254,6 +254,9 @@ _EXTRAS: Final = (
 
 def drop_staging(pipeline: dlt.Pipeline) -> None:
     """Remove the writer's own staging dataset; the next load makes it anew, or takes what is left of it."""
+    assert pipeline.destination is not None
+    if type_of(pipeline.destination) == "filesystem":  # it has none
+        return
     with pipeline.sql_client() as client, suppress(DestinationException), client.with_staging_dataset():
         if client.has_dataset():
             client.drop_dataset()
