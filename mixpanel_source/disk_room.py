@@ -24,6 +24,14 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def room_for(database: Path, spool: Path, min_free_mb: int) -> DiskRoom:
+    """As DiskRoom. Raises WarehouseError where there is too little, or no file can be made in the spool."""
+    room = DiskRoom(database, spool, min_free_mb)
+    room.check_spool()
+    room.check()
+    return room
+
+
 class DiskRoom:
     """The room that is to stay free on the disks of a database and of the spool. `min_free_mb` 0 checks nothing."""
 

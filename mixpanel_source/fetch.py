@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from mixpanel_source import settings
-from mixpanel_source.disk_room import DiskRoom
+from mixpanel_source.disk_room import room_for
 from mixpanel_source.engage import TABLES
 from mixpanel_source.errors import ConfigError, TableExistsError, TableNotFoundError, WarehouseError
 from mixpanel_source.exports import EventFilter, Exports
@@ -86,7 +86,7 @@ def fetch_events(
     plan = project.plan(DateRange(from_date, to_date, refresh=True), ())
     with _snapshot(database, name, "events", told) as snapshot:
         told.planned(forecast := plan.forecast())
-        room = _room(database, project)
+        room = room_for(database, spool_folder(), project.min_free_mb)
         room.check_forecast(forecast, ())
         snapshot.file.write(EVENTS_SCHEMA.empty_table())
         warnings: list[str] = []
@@ -124,7 +124,7 @@ def fetch_profiles(
         raise ConfigError("where is empty", hint="leave it out for all profiles")
     told = progress or NoProgress()
     with _snapshot(database, name, "profiles", told) as snapshot:
-        _room(database, project)
+        room_for(database, spool_folder(), project.min_free_mb)
         snapshot.file.write(profile_parsing.SCHEMA.empty_table())
         with project.client() as client, client.profiles(where=where, on_page=told.profiles) as pages:
             for table in tables_of(pages, snapshot.kept_out):
@@ -157,14 +157,6 @@ def drop_all(database: Path, type_: FetchType | None = None) -> list[str]:
     if names:
         drop_tables(database, names)
     return names
-
-
-def _room(database: Path, project: Project) -> DiskRoom:
-    """The room there is. Raises WarehouseError where it is too little."""
-    room = DiskRoom(database, spool_folder(), project.min_free_mb)
-    room.check_spool()
-    room.check()
-    return room
 
 
 class _Snapshot:

@@ -16,7 +16,7 @@ from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
 from mixpanel_source.destinations import Target, drop_staging, lake_opened, type_of
-from mixpanel_source.disk_room import DiskRoom
+from mixpanel_source.disk_room import room_for
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError
 from mixpanel_source.event_days import days_scope
@@ -158,9 +158,7 @@ def load(
             database, lambda: result.error, lambda: result.warnings, metrics, resources=list(resources), asked=asked
         ),
     ):
-        room = DiskRoom(database, spool_folder(), project.min_free_mb)
-        room.check_spool()
-        room.check()
+        room = room_for(database, spool_folder(), project.min_free_mb)
         project = replace(project, stats=told.requests, disk=room)
         if target.is_file:
             prepare_database(database)
