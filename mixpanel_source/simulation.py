@@ -3,7 +3,7 @@
 A load is played as `load` runs it: exports of `Plan`'s windows, several under way at once as `Downloads` allows, each
 with a permit of the ledger's `Record`; packages that are written as `PackageLimits` has it; then the profiles, page by
 page. Only what Mixpanel, the network and the processor do is supposed: first bytes, bytes a second, seconds of a CPU.
-Attempts that fail, kills, and days that are asked for in parts are not played.
+Kills, and days that are asked for in parts, are not played.
 """
 
 from __future__ import annotations
@@ -72,10 +72,14 @@ class Server:
     """A page of profiles, and every other answer of the Query API."""
     compression: float = 8.0
     """Bytes of an export for each byte of it that is sent."""
+    failing: float = 0.0
+    """Share of the exports asked for that end half way, and are asked for again."""
 
     def __post_init__(self) -> None:
         _at_least("first_byte_s", self.first_byte_s, 0)
         _at_least("bytes_per_s", self.bytes_per_s, 1)
+        if not 0 <= self.failing < 1:
+            raise ConfigError(f"failing is a share from 0 and under 1, not {self.failing:g}")
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ class _Played:
         self.packages = 0
         self.requests: dict[ApiFamily, int] = {"export": 0, "query": 0}
         self.spool_bytes = self.spool_peak = 0.0
+        self._failing = 0.0
         self._ids = map(str, itertools.count())
         self._ready: deque[_Task] = deque()
         self._asleep: list[tuple[float, int, _Task, _Wait | None]] = []
@@ -293,6 +298,14 @@ class _Played:
     def compute(self, seconds: float, threads: float = 1.0) -> _Compute:
         self.cpu_s += seconds
         return _Compute(seconds, threads)
+
+    def fails(self) -> bool:
+        """Whether this attempt is one of them: they are spread evenly over all."""
+        self._failing += self.server.failing
+        if self._failing < 1:
+            return False
+        self._failing -= 1
+        return True
 
     def spooled(self, size: float) -> None:
         self.spool_bytes += size
@@ -487,14 +500,21 @@ class _Load:
 
     def _download(self, export: _Export) -> _Task:
         played, record = self._played, self._records["export"]
-        export.waits_until = played.now
-        id_ = yield from played.permitted(record, "export", export)
-        yield _Sleep(played.server.first_byte_s)
-        record.arrived(id_, played.now)
-        played.spooled(export.compressed_bytes)
-        yield _Sleep(export.compressed_bytes / played.server.bytes_per_s)
-        record.over(id_, played.now)
-        played.received_bytes += export.compressed_bytes
+        for attempt in itertools.count():
+            export.waits_until = played.now
+            id_ = yield from played.permitted(record, "export", export)
+            yield _Sleep(played.server.first_byte_s)
+            record.arrived(id_, played.now)
+            has_failed = played.fails()
+            size = export.compressed_bytes / (2 if has_failed else 1)
+            played.spooled(size)
+            yield _Sleep(size / played.server.bytes_per_s)
+            record.over(id_, played.now)
+            played.received_bytes += size
+            if not has_failed:
+                break
+            played.spooled(-size)
+            yield _Sleep(min(settings.BACKOFF_FIRST_S * 2**attempt, settings.BACKOFF_MAX_S))
         export.is_here = self._has_one_come = True
         self._plan.came(export.window, export.events, round(export.events * played.amount.bytes_per_event))
         played.wake(self._arrived)

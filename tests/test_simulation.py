@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from export_lines import day_lines, days
 
 from mixpanel_source import settings
 from mixpanel_source.credentials import Credentials
+from mixpanel_source.errors import ConfigError
 from mixpanel_source.load import load
 from mixpanel_source.machine_speed import measure
 from mixpanel_source.planner import WindowLimits
@@ -79,6 +81,26 @@ def test_exports_come_while_others_are_read() -> None:
     # What has no answer yet counts as of now, so that three a second are three that are silent.
     assert 40 * 5 / 3 < four.seconds < 40 * 5 / 2
     assert four.spool_bytes > one.spool_bytes
+
+
+def test_exports_that_end_half_way_are_asked_for_again() -> None:
+    server = Server(first_byte_s=5, bytes_per_s=100.0, compression=1)
+    whole, broken = (
+        simulate(
+            Amount(1, 40, bytes_per_event=100),
+            machine=IDLE,
+            server=replace(server, failing=failing),
+            windows=A_DAY,
+            concurrent_exports=1,
+        )
+        for failing in (0.0, 0.2)
+    )
+    assert (whole.requests["export"], broken.requests["export"]) == (40, 50 - 1)
+    # Nine times a first byte, half of an answer, and a wait.
+    assert broken.seconds - whole.seconds == pytest.approx(9 * (5 + 0.5 + 1), rel=0.05)
+    assert broken.received_bytes - whole.received_bytes == 9 * 50
+    with pytest.raises(ConfigError, match="failing is a share"):
+        Server(failing=1)
 
 
 def test_a_package_ends_where_that_of_a_load_does() -> None:

@@ -101,6 +101,14 @@ def plan(
             metavar="MB", help="Of an export as it is sent, compressed.  [default: 10]", rich_help_panel=_SIMULATED
         ),
     ] = None,
+    failing: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of the exports, that end half way and are asked for again.  [default: 0]",
+            rich_help_panel=_SIMULATED,
+        ),
+    ] = None,
     measure: Annotated[
         bool,
         typer.Option(
@@ -148,6 +156,7 @@ def plan(
         ("--cores", cores),
         ("--first-byte-s", first_byte_s),
         ("--mb-per-s", mb_per_s),
+        ("--failing", failing),
         ("--measure", measure),
     )
     for flag, value in of_loads if simulate else of_simulations:
@@ -160,7 +169,7 @@ def plan(
         write_simulation(
             options,
             Asked(events_per_day, days, projects, workers, bytes_per_event, profiles),
-            Supposed(cores, first_byte_s, mb_per_s, measure),
+            Supposed(cores, first_byte_s, mb_per_s, failing, measure),
             window_days=window_days,
             max_window_days=max_window_days,
             max_window_events=max_window_events,

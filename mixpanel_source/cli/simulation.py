@@ -31,6 +31,7 @@ class Supposed(NamedTuple):
     cores: float | None
     first_byte_s: float | None
     mb_per_s: float | None
+    failing: float | None
     measure: bool
 
 
@@ -83,6 +84,8 @@ def _machine_and_server(options: GlobalOptions, supposed: Supposed, bytes_per_ev
         server = replace(server, first_byte_s=supposed.first_byte_s)
     if supposed.mb_per_s is not None:
         server = replace(server, bytes_per_s=supposed.mb_per_s * 1e6)
+    if supposed.failing is not None:
+        server = replace(server, failing=supposed.failing)
     if supposed.cores is not None:
         machine = replace(machine, cores=supposed.cores)
     if supposed.measure:
@@ -143,5 +146,6 @@ def _in_words(found: Simulation) -> dict[str, str]:
         "database": decimal(found.database_bytes),
         "supposed": f"{(machine.event_s + machine.typed_event_s) * 1e6:.0f} us of CPU an event, {machine.start_s:.1f} s"
         f" a start, {machine.package_s:.1f} s a load package; {server.first_byte_s:g} s to the first byte,"
-        f" {server.bytes_per_s / 1e6:g} MB a second",
+        f" {server.bytes_per_s / 1e6:g} MB a second"
+        + (f", {server.failing:.3g} of the exports end half way" if server.failing else ""),
     }
