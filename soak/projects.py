@@ -6,11 +6,13 @@ Redis, where it is installed. First nobody is killed, and the time is compared w
 loads are killed with SIGKILL at random moments, and whichever worker is free next goes on with the project. In the end
 each dataset holds what was served, the views hold all of it, and no request was refused.
 
-The hours of the limit are short and hold few requests, for the sandbox and the ledger alike.
+The hours of the limit are short and hold few requests, for the sandbox and the ledger alike, so that they are what the
+loads wait for. Then once more with larger days and the limit as it is, where the processors are.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -23,7 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -47,10 +49,6 @@ from soak.trial import Options, Outcome
 PROJECTS: Final = 8
 WORKERS: Final = 4
 DAYS: Final = 30
-EVENTS_A_DAY: Final = 40
-REQUESTS: Final = 12
-"""Of an hour."""
-HOUR_S: Final = 30.0
 LEAST_HOUR_S: Final = 8.0
 """In small samples: three requests a second take four of them."""
 KILLED: Final = 0.5
@@ -61,20 +59,44 @@ KILLED_WITHIN_HOURS: Final = 1.5
 KINDS: Final = ("postgres", "ducklake")
 
 
-def run(options: Options, kinds: Sequence[str] = KINDS) -> Outcome:
+@dataclass(frozen=True)
+class Shape:
+    """What is loaded, within which limit."""
+
+    name: str
+    events_a_day: int
+    """And up to twice as many."""
+    requests: int
+    """Of an hour."""
+    hour_s: float
+    kills: bool
+    """Whether it is loaded once more, with kills."""
+
+    @property
+    def events(self) -> int:
+        """Of a day, on average."""
+        return self.events_a_day * 3 // 2
+
+
+SHORT_HOURS: Final = Shape("short hours", events_a_day=40, requests=12, hour_s=30.0, kills=True)
+LARGE_DAYS: Final = Shape("large days", events_a_day=4000, requests=60, hour_s=3600.0, kills=False)
+SHAPES: Final = (SHORT_HOURS, LARGE_DAYS)
+
+
+def run(options: Options, kinds: Sequence[str] = KINDS, shapes: Sequence[Shape] = SHAPES) -> Outcome:
     outcome = Outcome()
     if not postgres.installed() or not all(map(find_spec, ("psycopg", "psycopg2", "adbc_driver_postgresql"))):
         outcome.figures["left out"] = "needs initdb and pg_ctl, and the packages of `make test-destinations`"
         return outcome
     with postgres.running() as server:
-        for kind in kinds:
+        for kind, shape in itertools.product(kinds, shapes):
             if kind == "ducklake" and not find_spec("duckdb_extensions"):
                 outcome.figures[kind] = "left out: needs the packages duckdb-extensions"
             elif kind == "ducklake" and redis_server.installed() and find_spec("redis"):
                 with redis_server.running() as redis:
-                    _Trial(options, outcome, kind, server, redis.url).run()
+                    _Trial(options, outcome, kind, shape, server, redis.url).run()
             else:
-                _Trial(options, outcome, kind, server, server.url).run()
+                _Trial(options, outcome, kind, shape, server, server.url).run()
     return outcome
 
 
@@ -101,78 +123,107 @@ class _Run:
 
 class _Trial:
     def __init__(
-        self, options: Options, outcome: Outcome, kind: str, server: postgres.PostgresServer, ledger_url: str
+        self,
+        options: Options,
+        outcome: Outcome,
+        kind: str,
+        shape: Shape,
+        server: postgres.PostgresServer,
+        ledger_url: str,
     ) -> None:
         self._options = options
         self._outcome = outcome
         self._kind = kind
+        self._shape = shape
         self._server = server
         self._ledger_url = ledger_url
         self._projects = max(2, options.scaled(PROJECTS))
         self._workers = max(2, options.scaled(WORKERS))
-        self._hour_s = max(LEAST_HOUR_S, HOUR_S * options.size)
-        self._random = random.Random(f"{options.seed} {kind}")
+        self._hour_s = max(LEAST_HOUR_S, shape.hour_s * options.size)
+        self._random = random.Random(f"{options.seed} {kind} {shape.name}")
 
     def run(self) -> None:
         machine = self._calibrate()
         foretold = simulate(
-            Amount(EVENTS_A_DAY * 3 // 2, DAYS, self._projects, bytes_per_event=150),
+            Amount(self._shape.events, DAYS, self._projects, bytes_per_event=150),
             workers=self._workers,
             machine=machine,
             server=Server(first_byte_s=0.02, bytes_per_s=1e8),
             windows=WindowLimits(1, None, None),
             count_events=False,
-            typed_tables=False,
-            limits={**settings.LIMITS, "export": ((REQUESTS, self._hour_s), (3, 1.0))},
+            typed_tables=False,  # what they take is part of what an event and a package take
+            limits={**settings.LIMITS, "export": ((self._shape.requests, self._hour_s), (3, 1.0))},
         )
-        whole = self._run("whole", may_kill=False)
-        killed = self._run("killed", may_kill=True)
-        self._tell(foretold, machine, whole, killed)
+        self._tell(foretold, machine, self._run("whole", may_kill=False))
+        if self._shape.kills:
+            killed = self._run("killed", may_kill=True)
+            self._figure(
+                "with kills",
+                f"{killed.seconds:.0f} s, {sum(p.kills for p in killed.projects)} kills,"
+                f" {sum(p.loads for p in killed.projects)} loads, {sum(map(self._exports, killed.projects))} requests",
+            )
 
-    def _tell(self, foretold: Simulation, machine: Machine, whole: _Run, killed: _Run) -> None:
+    def _tell(self, foretold: Simulation, machine: Machine, whole: _Run) -> None:
         requests = sum(self._exports(project) for project in whole.projects)
-        self._outcome.figures |= {
-            f"{self._kind}: projects, workers": f"{self._projects}, {self._workers}",
-            f"{self._kind}: seconds, and foretold": f"{whole.seconds:.0f}, {foretold.seconds:.0f}"
-            f" ({whole.seconds / foretold.seconds - 1:+.0%}), bound by {foretold.bound_by}",
-            f"{self._kind}: foretold without": {name: round(s) for name, s in foretold.seconds_without.items()},
-            f"{self._kind}: requests, and foretold": f"{requests}, {foretold.requests['export']}",
-            f"{self._kind}: a start, a package": f"{machine.start_s:.1f} s, {machine.package_s:.1f} s",
-            f"{self._kind}: with kills": f"{killed.seconds:.0f} s, {sum(p.kills for p in killed.projects)} kills,"
-            f" {sum(p.loads for p in killed.projects)} loads, {sum(map(self._exports, killed.projects))} requests",
-        }
+        self._figure("projects, workers", f"{self._projects}, {self._workers}")
+        self._figure(
+            "seconds, and foretold",
+            f"{whole.seconds:.0f}, {foretold.seconds:.0f} ({whole.seconds / foretold.seconds - 1:+.0%}),"
+            f" bound by {foretold.bound_by}",
+        )
+        self._figure("foretold without", {name: round(s) for name, s in foretold.seconds_without.items()})
+        self._figure("requests, and foretold", f"{requests}, {foretold.requests['export']}")
+        self._figure(
+            "a start, a package, an event",
+            f"{machine.start_s:.1f} s, {machine.package_s:.1f} s, {machine.event_s * 1e6:.0f} us"
+            f" on {machine.threads:.1f} cores",
+        )
         if requests != foretold.requests["export"]:
             self._wrong("whole", f"{requests} requests, and {foretold.requests['export']} foretold")
 
     def _calibrate(self) -> Machine:
-        """Of a project alone: what a load takes that has nothing to do, one small package, and the first one."""
-        run_ = self._new_run("calibration", 1, may_kill=False)
-        [project] = run_.projects
-        with serving([project.sandbox]) as server:
+        """Of a project alone: what a load takes that has nothing to do, one small package, and the first one.
 
-            def seconds(day: int) -> float:
-                began = time.monotonic()
-                process = self._start(run_, server.url, 0, project, day, day)
+        Of another one what a month of large days takes more than a small one, of the whole machine: of the loads, of
+        what serves them, and of the database.
+        """
+        run_ = self._new_run("calibration", [SHORT_HOURS.events_a_day, self._shape.events_a_day], may_kill=False)
+        small, large = run_.projects
+        with serving([project.sandbox for project in run_.projects]) as server:
+
+            def spent(project: _Project, first: int, last: int) -> tuple[float, float]:
+                """Seconds, and of the processors."""
+                before, began = _processor_s(), time.monotonic()
+                process = self._start(run_, server.url, 0, project, first, last)
                 if process.wait():
                     raise RuntimeError(f"a load of one day failed: {_tail(run_.folder)}")
-                return time.monotonic() - began
+                return time.monotonic() - began, _processor_s() - before
 
-            first, nothing, next_ = seconds(0), seconds(0), seconds(1)
-        package_s = max(next_ - nothing, 0.0)
-        # Each project makes its tables once.
-        return Machine(cores=available_cores(), package_s=package_s, start_s=nothing + max(first - next_, 0.0))
+            (first_s, _), (nothing_s, _), (next_s, next_cpu_s) = (spent(small, day, day) for day in (0, 0, 1))
+            # Each project makes its tables once.
+            machine = Machine(
+                cores=available_cores(),
+                package_s=max(next_s - nothing_s, 0.0),
+                start_s=nothing_s + max(first_s - next_s, 0.0),
+                event_s=0.0,
+            )
+            if self._shape.events_a_day <= SHORT_HOURS.events_a_day:
+                return machine
+            spent(large, 0, 0)
+            large_s, large_cpu_s = spent(large, 1, DAYS - 1)
+            events = large.served.events.total() - large.served.by_day[day_number(0)]
+            cpu_s = large_cpu_s - next_cpu_s
+            return replace(machine, event_s=cpu_s / events, threads=cpu_s / (large_s - next_s))
 
     # --- one run
 
     def _run(self, name: str, *, may_kill: bool) -> _Run:
-        run_ = self._new_run(name, self._projects, may_kill)
+        run_ = self._new_run(name, [self._shape.events_a_day] * self._projects, may_kill)
         waiting: queue.SimpleQueue[_Project] = queue.SimpleQueue()
         for project in run_.projects:
             waiting.put(project)
         left = len(run_.projects)
         lock = threading.Lock()
-        with self._reading(run_):  # two that come first at once would both make the lake, and one of them fail
-            self._open(UNION_DATASET)
         began = time.monotonic()
 
         def work(number: int, chance: random.Random, url: str) -> None:
@@ -226,7 +277,7 @@ class _Trial:
     ) -> subprocess.Popen[bytes]:
         days = ("--from", str(day_number(first)), "--to", str(day_number(last)))
         how = ("--window-days", "1", "--no-count-events", "--accounts", project.name, "--destination", self._kind)
-        limits = (str(REQUESTS), str(self._hour_s))
+        limits = (str(self._shape.requests), str(self._hour_s))
         environment = mpload_environment(url, run_.folder) | dict(run_.environment)
         environment |= {"MP_DATA_DIR": str(run_.folder / f"machine-{worker}"), "MP_LEDGER_URL": self._ledger_url}
         with (run_.folder / "log").open("ab") as log:
@@ -239,18 +290,20 @@ class _Trial:
                 env=environment,
             )
 
-    def _new_run(self, name: str, projects: int, may_kill: bool) -> _Run:
+    def _new_run(self, name: str, events_a_day: Sequence[int], may_kill: bool) -> _Run:
+        """A project for each of these."""
+        name = f"{name}_{self._shape.name.replace(' ', '_')}"
         folder = self._options.folder / f"{self._kind}-{name}"
         (folder / ".mp").mkdir(parents=True)
         made = []
         account = {"username": "sandbox", "secret": "sandbox", "region": "us"}
         lines = []
-        for number in range(projects):
+        for number, events in enumerate(events_a_day):
             project_id = f"{len(name)}{number}{1 + (self._kind == 'ducklake')}"  # the ledger outlives a run
             sandbox = Sandbox(project_id=project_id)
             clock = sandbox.clock
-            sandbox.rate_limits["export"] = RateLimit(REQUESTS, self._hour_s, 100, 3, clock)
-            served = fill(sandbox, self._random, days=DAYS, events_a_day=EVENTS_A_DAY, profiles=5)
+            sandbox.rate_limits["export"] = RateLimit(self._shape.requests, self._hour_s, 100, 3, clock)
+            served = fill(sandbox, self._random, days=DAYS, events_a_day=events, profiles=5)
             made.append(_Project(f"p{number}", sandbox, served))
             keys = {**account, "project_id": project_id}
             lines += [f"[accounts.p{number}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
@@ -322,7 +375,16 @@ class _Trial:
         return sum(request.endpoint == "export" for request in project.sandbox.requests)
 
     def _wrong(self, run_: str, what: str) -> None:
-        self._outcome.wrong.append(f"{self._kind}, {run_}: {what}")
+        self._outcome.wrong.append(f"{self._kind}, {self._shape.name}, {run_}: {what}")
+
+    def _figure(self, name: str, value: object) -> None:
+        self._outcome.figures[f"{self._kind}, {self._shape.name}: {name}"] = value
+
+
+def _processor_s() -> float:
+    """That all processors of the machine were busy, since it began."""
+    user, nice, system, _idle, _waiting, *more = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    return sum(map(int, (user, nice, system, *more[:2]))) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager

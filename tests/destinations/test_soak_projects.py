@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from soak import postgres
-from soak.projects import KINDS, run
+from soak.projects import KINDS, SHORT_HOURS, run
 from soak.trial import Options
 
 
@@ -15,7 +15,7 @@ from soak.trial import Options
 def test_projects_are_loaded_by_workers_that_are_killed(kind: str, tmp_path: Path) -> None:
     if not postgres.installed():
         pytest.skip("no initdb and pg_ctl: apt-get install postgresql, or put them on the PATH")
-    outcome = run(Options(tmp_path, seed=1, size=0.25), [kind])
+    outcome = run(Options(tmp_path, seed=1, size=0.25), [kind], [SHORT_HOURS])
     assert outcome.wrong == []
-    assert f"{kind}: with kills" in outcome.figures, outcome.figures
+    assert f"{kind}, {SHORT_HOURS.name}: with kills" in outcome.figures, outcome.figures
     print(outcome.figures)  # how long it took says more of what else the machine does
