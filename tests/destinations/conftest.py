@@ -38,16 +38,45 @@ TABLES: dict[str, tuple[str, dict[int, Callable[[Any], Any]]]] = {
 """What is compared of each, and how what destinations give in types of their own is made alike."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--daily", action="store_true", help="load days one by one into each destination; takes long")
+
+
 @dataclass(frozen=True)
 class Place:
     """A destination by its name in dlt, empty, which the environment describes."""
 
     destination: str
     days_at_once: int
-    """A partition: where a load takes seconds, fewer of them are made."""
+    """A partition: where a load takes seconds, fewer of them are made, but with --daily."""
 
     def target(self) -> Target:
         return target_of(self.destination)
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Of storage that speaks S3, on loopback."""
+
+    endpoint: str
+
+    def folder(self, name: str) -> str:
+        import boto3
+
+        access = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+        boto3.client("s3", endpoint_url=self.endpoint, **access).create_bucket(Bucket=name)
+        return f"s3://{name}/tables"
+
+    def told(self, monkeypatch: pytest.MonkeyPatch, section: str) -> dict[str, str]:
+        """To dlt, and to Delta's own reader; what an Iceberg catalog is to be told is returned."""
+        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "REGION_NAME": "us-east-1"}
+        for name, value in {**keys, "ENDPOINT_URL": self.endpoint}.items():
+            monkeypatch.setenv(f"{section}__CREDENTIALS__{name}", value)
+        keys |= {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": self.endpoint, "AWS_ALLOW_HTTP": "true"}
+        for name, value in keys.items():
+            monkeypatch.setenv(name, value)
+        iceberg = {"endpoint": self.endpoint, "access-key-id": "key", "secret-access-key": "secret"}
+        return {f"s3.{name}": value for name, value in {**iceberg, "region": "us-east-1"}.items()}
 
 
 @contextmanager
@@ -69,13 +98,14 @@ def asking(target: Target) -> Iterator[Callable[[str, str], Any]]:
 
 def _rows_of(name: str) -> Any:
     if os.environ["DESTINATION__FILESYSTEM__PREFERRED_TABLE_FORMAT"] == "iceberg":
-        from pyiceberg.catalog import load_catalog
+        from dlt.common.libs.pyiceberg import get_catalog
 
-        catalog = load_catalog("default", **json.loads(os.environ["ICEBERG_CATALOG__ICEBERG_CATALOG_CONFIG"]))
-        return catalog.load_table(name).scan().to_arrow()
+        with closing(get_catalog()) as catalog:
+            return catalog.load_table(name).scan().to_arrow()
     from deltalake import DeltaTable
 
-    return DeltaTable(Path(os.environ["DESTINATION__FILESYSTEM__BUCKET_URL"], *name.split("."))).to_pyarrow_table()
+    folder = os.environ["DESTINATION__FILESYSTEM__BUCKET_URL"]
+    return DeltaTable("/".join([folder, *name.split(".")])).to_pyarrow_table()
 
 
 def contents(target: Target, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
@@ -101,6 +131,18 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Bucket]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        yield Bucket("http://{}:{}".format(*server.get_host_and_port()))
+    finally:
+        server.stop()
+
+
 KINDS = ("postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "ducklake-duckdb", "delta", "iceberg")
 
 
@@ -108,40 +150,66 @@ KINDS = ("postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "ducklake
 def make_place(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Place]:
+    def place(destination: str, days_at_once: int) -> Place:
+        return Place(destination, 1 if request.config.getoption("--daily") else days_at_once)
+
     def make(kind: str) -> Place:
         if kind == "sqlite":
             monkeypatch.setenv("DESTINATION__SQLALCHEMY__CREDENTIALS", f"sqlite:///{tmp_path}/events.db")
-            return Place("sqlalchemy", 3)
+            return place("sqlalchemy", 3)
         if kind == "postgres":
             monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", _new_database(request))
-            return Place("postgres", 1)
-        if kind in ("delta", "iceberg"):
-            tables = {"type": "sql", "uri": f"sqlite:///{tmp_path}/catalog.db", "warehouse": f"file://{tmp_path}"}
+            return place("postgres", 1)
+        table_format, _, where = kind.partition("-")
+        if table_format in ("delta", "iceberg"):
+            folder, more, catalog = str(tmp_path / "tables"), {}, f"sqlite:///{tmp_path}/catalog.db"
+            if where == "s3":
+                _use_extensions()
+                bucket: Bucket = request.getfixturevalue("bucket")
+                folder, more = bucket.folder(_name(request)), bucket.told(monkeypatch, "DESTINATION__FILESYSTEM")
+                if table_format == "iceberg":
+                    catalog = _new_database(request).replace("postgresql:", "postgresql+psycopg2:")
+            tables = {"type": "sql", "uri": catalog, "warehouse": folder, **more}
             monkeypatch.setenv("ICEBERG_CATALOG__ICEBERG_CATALOG_CONFIG", json.dumps(tables))
-            monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", str(tmp_path / "tables"))
-            monkeypatch.setenv("DESTINATION__FILESYSTEM__PREFERRED_TABLE_FORMAT", kind)
-            return Place("filesystem", 6)
-        from destinations.loading import use_extensions
-
-        Path(os.environ["HOME"]).mkdir()  # where DuckDB puts them
-        use_extensions()
+            monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", folder)
+            monkeypatch.setenv("DESTINATION__FILESYSTEM__PREFERRED_TABLE_FORMAT", table_format)
+            return place("filesystem", 6)
+        _use_extensions()
         catalog = {
             "ducklake-sqlite": f"sqlite:///{tmp_path}/catalog.sqlite",
             "ducklake-duckdb": f"duckdb:///{tmp_path}/catalog.duckdb",
         }.get(kind) or _new_database(request)
+        storage = "DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE"
+        folder = str(tmp_path / "lake")
+        if where == "s3":
+            bucket = request.getfixturevalue("bucket")
+            folder = bucket.folder(_name(request))
+            bucket.told(monkeypatch, storage)
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__DUCKLAKE_NAME", "lake")
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", catalog)
-        monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__STORAGE__BUCKET_URL", str(tmp_path / "lake"))
-        return Place("ducklake", 5)
+        monkeypatch.setenv(f"{storage}__BUCKET_URL", folder)
+        return place("ducklake", 5)
 
     return make
+
+
+def _use_extensions() -> None:
+    from destinations.loading import use_extensions
+
+    Path(os.environ["HOME"]).mkdir()  # where DuckDB puts them
+    use_extensions()
+
+
+def _name(request: pytest.FixtureRequest) -> str:
+    """One for each test."""
+    return f"t{abs(hash(request.node.nodeid)) % 10**9}"
 
 
 def _new_database(request: pytest.FixtureRequest) -> str:
     import psycopg2
 
     server: postgres.PostgresServer = request.getfixturevalue("postgres_server")
-    name = f"t{abs(hash(request.node.nodeid)) % 10**9}"
+    name = _name(request)
     with closing(psycopg2.connect(server.url)) as connection:
         connection.autocommit = True
         connection.cursor().execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD 'plain'")

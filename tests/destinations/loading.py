@@ -40,10 +40,10 @@ CLIENTS = {
 
 
 def use_extensions() -> None:
-    """Has DuckDB find the extensions that lakes need, from packages: nothing is downloaded."""
+    """Has DuckDB find the extensions that lakes and S3 need, from packages: nothing is downloaded."""
     from duckdb_extensions import import_extension
 
-    for name in ("ducklake", "postgres_scanner", "sqlite_scanner"):
+    for name in ("ducklake", "postgres_scanner", "sqlite_scanner", "httpfs"):
         import_extension(name)
 
 

@@ -16,7 +16,7 @@ from export_lines import at, line
 
 from destinations.conftest import Place, odd_lines
 from destinations.loading import load_into
-from destinations.test_contract import MakePlace, process
+from destinations.test_contract import MakePlace, by_two_machines, process
 from mixpanel_source import typed
 from mixpanel_source.destinations import Target, lake_opened, target_of
 from mixpanel_source.errors import ConfigError
@@ -106,6 +106,25 @@ def test_a_load_that_is_killed_in_its_typed_step_is_made_up_for_by_the_next(
     load_into(place.destination, server.url, last, last, "profiles")
     load_into(Target(database), server.url, last, last, "profiles")
     in_step_with_a_file(place, database)
+
+
+def test_two_machines_at_once_leave_the_typed_tables_in_step(
+    make_place: MakePlace, server: SandboxServer, sandbox: Sandbox, database: Path, tmp_path: Path
+) -> None:
+    place = make_place("ducklake-postgres")
+    for number, day in enumerate(DAYS[:4]):
+        # Each day has an event and a property of its own, and one that comes in types of two kinds.
+        sandbox.set_day(
+            day,
+            [
+                line(at(day), 10 * number, f"Only {number}", **{f"only {number}": number}),
+                *(line(at(day), 10 * number + n, "Many", size=n if number % 2 else str(n)) for n in range(1, 9)),
+            ],
+        )
+    by_two_machines(server.url, place, DAYS[:4], tmp_path)
+    load_into(Target(database), server.url, date.fromisoformat(DAYS[0]), date.fromisoformat(DAYS[3]))
+    found = in_step_with_a_file(place, database)
+    assert len(found["many__title"][1]) == 32
 
 
 def test_the_command_line_tells_of_the_typed_tables_of_a_lake(
