@@ -51,7 +51,7 @@ class Machine:
     start_s: float = 2.0
     """Of a CPU until a process has begun to load."""
     threads: float = 1.0
-    """Cores that one load keeps busy while it converts and writes."""
+    """Cores that one load keeps busy."""
     database_share: float = 0.45
     """Bytes in the database for each byte of an event as it is exported."""
 
@@ -395,7 +395,7 @@ class _Load:
 
     def run(self) -> _Task:
         played = self._played
-        yield played.compute(played.machine.start_s)
+        yield played.compute(played.machine.start_s, played.machine.threads)
         yield from self._count()
         while not (self._plan.is_done and not self._exports):
             yield from self._package()
@@ -444,7 +444,7 @@ class _Load:
             if (yield from self._is_held_up(left_s)):
                 break
         typed_s = events * machine.typed_event_s if self._how.typed_tables else 0.0
-        yield played.compute(machine.package_s)
+        yield played.compute(machine.package_s, machine.threads)
         yield played.compute(typed_s, machine.threads)
         played.packages += 1
         played.spooled(-spooled)
@@ -528,7 +528,7 @@ class _Load:
         for _ in range(-(-profiles // _PAGE_PROFILES)):
             yield from self._query()
         per_profile_s = machine.event_s + (machine.typed_event_s if self._how.typed_tables else 0.0)
-        yield played.compute(machine.package_s)
+        yield played.compute(machine.package_s, machine.threads)
         yield played.compute(profiles * per_profile_s, machine.threads)
         played.packages += 1
 

@@ -56,6 +56,8 @@ KILLED: Final = 0.5
 KILLS: Final = 3
 """Of one project at the most, so that it is over once."""
 KILLED_WITHIN_HOURS: Final = 1.5
+REQUESTS_AT_ONCE: Final = 3
+"""Within a second, by the limit."""
 KINDS: Final = ("postgres", "ducklake")
 
 
@@ -79,7 +81,7 @@ class Shape:
 
 
 SHORT_HOURS: Final = Shape("short hours", events_a_day=40, requests=12, hour_s=30.0, kills=True)
-LARGE_DAYS: Final = Shape("large days", events_a_day=4000, requests=60, hour_s=3600.0, kills=False)
+LARGE_DAYS: Final = Shape("large days", events_a_day=16_000, requests=60, hour_s=3600.0, kills=False)
 SHAPES: Final = (SHORT_HOURS, LARGE_DAYS)
 
 
@@ -107,6 +109,12 @@ class _Project:
     served: Served
     kills: int = 0
     loads: int = 0
+
+
+@dataclass(frozen=True)
+class _Spent:
+    wall_s: float
+    cpu_s: float
 
 
 @dataclass
@@ -152,7 +160,7 @@ class _Trial:
             windows=WindowLimits(1, None, None),
             count_events=False,
             typed_tables=False,  # what they take is part of what an event and a package take
-            limits={**settings.LIMITS, "export": ((self._shape.requests, self._hour_s), (3, 1.0))},
+            limits={**settings.LIMITS, "export": ((self._shape.requests, self._hour_s), (REQUESTS_AT_ONCE, 1.0))},
         )
         self._tell(foretold, machine, self._run("whole", may_kill=False))
         if self._shape.kills:
@@ -176,7 +184,7 @@ class _Trial:
         self._figure(
             "a start, a package, an event",
             f"{machine.start_s:.1f} s, {machine.package_s:.1f} s, {machine.event_s * 1e6:.0f} us"
-            f" on {machine.threads:.1f} cores",
+            f" of a CPU, on {machine.threads:.1f} cores",
         )
         if requests != foretold.requests["export"]:
             self._wrong("whole", f"{requests} requests, and {foretold.requests['export']} foretold")
@@ -184,36 +192,36 @@ class _Trial:
     def _calibrate(self) -> Machine:
         """Of a project alone: what a load takes that has nothing to do, one small package, and the first one.
 
-        Of another one what a month of large days takes more than a small one, of the whole machine: of the loads, of
-        what serves them, and of the database.
+        Of another one what large days take more. All of it is what the processors of the whole machine do, which has
+        nothing else to do: the loads, what serves them, and the database.
         """
         run_ = self._new_run("calibration", [SHORT_HOURS.events_a_day, self._shape.events_a_day], may_kill=False)
         small, large = run_.projects
         with serving([project.sandbox for project in run_.projects]) as server:
 
-            def spent(project: _Project, first: int, last: int) -> tuple[float, float]:
-                """Seconds, and of the processors."""
+            def spent(project: _Project, first: int, last: int) -> _Spent:
                 before, began = _processor_s(), time.monotonic()
                 process = self._start(run_, server.url, 0, project, first, last)
                 if process.wait():
                     raise RuntimeError(f"a load of one day failed: {_tail(run_.folder)}")
-                return time.monotonic() - began, _processor_s() - before
+                return _Spent(time.monotonic() - began, _processor_s() - before)
 
-            (first_s, _), (nothing_s, _), (next_s, next_cpu_s) = (spent(small, day, day) for day in (0, 0, 1))
-            # Each project makes its tables once.
+            first, nothing, next_ = (spent(small, day, day) for day in (0, 0, 1))
             machine = Machine(
                 cores=available_cores(),
-                package_s=max(next_s - nothing_s, 0.0),
-                start_s=nothing_s + max(first_s - next_s, 0.0),
+                # Each project makes its tables once.
+                start_s=nothing.cpu_s + max(first.cpu_s - next_.cpu_s, 0.0),
+                package_s=max(next_.cpu_s - nothing.cpu_s, 0.0),
                 event_s=0.0,
+                threads=next_.cpu_s / next_.wall_s,
             )
             if self._shape.events_a_day <= SHORT_HOURS.events_a_day:
                 return machine
             spent(large, 0, 0)
-            large_s, large_cpu_s = spent(large, 1, DAYS - 1)
-            events = large.served.events.total() - large.served.by_day[day_number(0)]
-            cpu_s = large_cpu_s - next_cpu_s
-            return replace(machine, event_s=cpu_s / events, threads=cpu_s / (large_s - next_s))
+            days = spent(large, 1, REQUESTS_AT_ONCE)
+            events = sum(large.served.by_day[day_number(number)] for number in range(1, REQUESTS_AT_ONCE + 1))
+            event_s = max(days.cpu_s - next_.cpu_s, 0.0) / events
+            return replace(machine, event_s=event_s, threads=days.cpu_s / days.wall_s)
 
     # --- one run
 
@@ -302,7 +310,7 @@ class _Trial:
             project_id = f"{len(name)}{number}{1 + (self._kind == 'ducklake')}"  # the ledger outlives a run
             sandbox = Sandbox(project_id=project_id)
             clock = sandbox.clock
-            sandbox.rate_limits["export"] = RateLimit(self._shape.requests, self._hour_s, 100, 3, clock)
+            sandbox.rate_limits["export"] = RateLimit(self._shape.requests, self._hour_s, 100, REQUESTS_AT_ONCE, clock)
             served = fill(sandbox, self._random, days=DAYS, events_a_day=events, profiles=5)
             made.append(_Project(f"p{number}", sandbox, served))
             keys = {**account, "project_id": project_id}
