@@ -173,7 +173,7 @@ def make_place(
             monkeypatch.setenv("ICEBERG_CATALOG__ICEBERG_CATALOG_CONFIG", json.dumps(tables))
             monkeypatch.setenv("DESTINATION__FILESYSTEM__BUCKET_URL", folder)
             monkeypatch.setenv("DESTINATION__FILESYSTEM__PREFERRED_TABLE_FORMAT", table_format)
-            return place("filesystem", 6)
+            return place("filesystem", 10 if where == "s3" else 6)
         _use_extensions()
         catalog = {
             "ducklake-sqlite": f"sqlite:///{tmp_path}/catalog.sqlite",
@@ -188,7 +188,7 @@ def make_place(
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__DUCKLAKE_NAME", "lake")
         monkeypatch.setenv("DESTINATION__DUCKLAKE__CREDENTIALS__CATALOG", catalog)
         monkeypatch.setenv(f"{storage}__BUCKET_URL", folder)
-        return place("ducklake", 5)
+        return place("ducklake", 10 if where == "s3" else 5)
 
     return make
 

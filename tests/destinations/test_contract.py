@@ -73,7 +73,10 @@ def process(
     )
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "delta", "iceberg"])
+IN_S3 = ("delta-s3", "iceberg-s3", "ducklake-s3")
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "delta", "iceberg", *IN_S3])
 def test_partitions_in_any_order_and_killed_loads_make_what_one_load_makes(
     kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path
 ) -> None:
@@ -217,18 +220,7 @@ def by_two_machines(url: str, place: Place, days: Sequence[str], folder: Path) -
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [
-        "postgres",
-        "sqlite",
-        "ducklake-postgres",
-        "ducklake-sqlite",
-        "delta",
-        "iceberg",
-        "delta-s3",
-        "iceberg-s3",
-        "ducklake-s3",
-    ],
+    "kind", ["postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "delta", "iceberg", *IN_S3]
 )
 def test_writers_of_two_machines_lose_nothing_from_the_first_load_on(
     kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path, tmp_path: Path
