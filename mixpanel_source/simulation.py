@@ -56,8 +56,8 @@ class Machine:
     """Bytes in the database for each byte of an event as it is exported."""
 
     def __post_init__(self) -> None:
-        _at_least("cores", self.cores, 0.1)
-        _at_least("threads", self.threads, 0.1)
+        for name, least in (("cores", 0.1), ("threads", 0.1), ("event_s", 0), ("package_s", 0), ("start_s", 0)):
+            _at_least(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)

@@ -355,6 +355,10 @@ def test_plan_simulates_loads_of_a_size_without_an_account(run_here: Run) -> Non
     assert json.loads(halved.stdout)["quota_s"] == pytest.approx(3 * 3600, rel=0.01)
     shown = run_here("plan", "--simulate", *size, "--window-days", "50", "-f", "table").stdout
     assert "requests  6 of the export, 0 of queries\n" in shown
+    told = ("--event-us", "5", "--package-s", "1.5", "--start-s", "4", "--failing", "0.5")
+    given = json.loads(run_here("plan", "--simulate", *size, *told, "-f", "json").stdout)
+    assert given["cpu_s"] == pytest.approx(120_000_000 * 5e-6 + 1.5 * given["load_packages"] + 3 * 4)
+    assert given["requests"] > 1.9 * found["requests"]
 
 
 def test_status_answers_before_the_first_load_and_while_the_database_is_held(

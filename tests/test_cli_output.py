@@ -432,6 +432,7 @@ MISTAKES = [
     ("plan --simulate --days 7", 3, "ConfigError"),
     ("plan --simulate --events-per-day 1 --days 0", 3, "ConfigError"),
     ("plan --simulate --events-per-day 1 --days 7 --failing 1", 3, "ConfigError"),
+    ("plan --simulate --events-per-day 1 --days 7 --start-s -1", 3, "ConfigError"),
     ("plan --simulate --events-per-day 1 --days 7 --from 2024-03-10", 3, "ConfigError"),
     ("plan --days 7", 3, "ConfigError"),
     ("verify --from 2024-03-11 --to 2024-03-10", 3, "ConfigError"),

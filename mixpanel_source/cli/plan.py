@@ -91,6 +91,22 @@ def plan(
         float | None,
         typer.Option(metavar="N", help="Of the machine.  [default: those of this one]", rich_help_panel=_SIMULATED),
     ] = None,
+    event_us: Annotated[
+        float | None,
+        typer.Option(
+            metavar="US",
+            help="Microseconds of a CPU for each event, typed tables included.  [default: 30]",
+            rich_help_panel=_SIMULATED,
+        ),
+    ] = None,
+    package_s: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Of a CPU for each load package.  [default: 0.3]", rich_help_panel=_SIMULATED),
+    ] = None,
+    start_s: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Of a CPU for the start of a load.  [default: 2]", rich_help_panel=_SIMULATED),
+    ] = None,
     first_byte_s: Annotated[
         float | None,
         typer.Option(metavar="S", help="Until an export begins to come.  [default: 5]", rich_help_panel=_SIMULATED),
@@ -154,6 +170,9 @@ def plan(
         ("--bytes-per-event", bytes_per_event),
         ("--profiles", profiles),
         ("--cores", cores),
+        ("--event-us", event_us),
+        ("--package-s", package_s),
+        ("--start-s", start_s),
         ("--first-byte-s", first_byte_s),
         ("--mb-per-s", mb_per_s),
         ("--failing", failing),
@@ -169,7 +188,7 @@ def plan(
         write_simulation(
             options,
             Asked(events_per_day, days, projects, workers, bytes_per_event, profiles),
-            Supposed(cores, first_byte_s, mb_per_s, failing, measure),
+            Supposed(cores, event_us, package_s, start_s, first_byte_s, mb_per_s, failing, measure),
             window_days=window_days,
             max_window_days=max_window_days,
             max_window_events=max_window_events,

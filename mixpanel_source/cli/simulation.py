@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,9 @@ class Supposed(NamedTuple):
     """Of the machine and of Mixpanel, as given."""
 
     cores: float | None
+    event_us: float | None
+    package_s: float | None
+    start_s: float | None
     first_byte_s: float | None
     mb_per_s: float | None
     failing: float | None
@@ -80,22 +84,25 @@ def _machine_and_server(options: GlobalOptions, supposed: Supposed, bytes_per_ev
     from mixpanel_source.simulation import Machine, Server, available_cores
 
     machine, server = Machine(cores=available_cores()), Server()
-    if supposed.first_byte_s is not None:
-        server = replace(server, first_byte_s=supposed.first_byte_s)
-    if supposed.mb_per_s is not None:
-        server = replace(server, bytes_per_s=supposed.mb_per_s * 1e6)
-    if supposed.failing is not None:
-        server = replace(server, failing=supposed.failing)
-    if supposed.cores is not None:
-        machine = replace(machine, cores=supposed.cores)
     if supposed.measure:
         from mixpanel_source.machine_speed import measure
 
         options.say("measuring this machine by some small loads ...")
         measured = measure(bytes_per_event)
-        machine = replace(measured.machine, cores=machine.cores)
-        server = replace(server, compression=measured.compression)
-    return machine, server
+        machine, server = measured.machine, replace(server, compression=measured.compression)
+    of_machine = {"cores": supposed.cores, "package_s": supposed.package_s, "start_s": supposed.start_s}
+    if supposed.event_us is not None:
+        of_machine |= {"event_s": supposed.event_us / 1e6, "typed_event_s": 0.0}
+    of_server = {
+        "first_byte_s": supposed.first_byte_s,
+        "bytes_per_s": None if supposed.mb_per_s is None else supposed.mb_per_s * 1e6,
+        "failing": supposed.failing,
+    }
+    return replace(machine, **_given(of_machine)), replace(server, **_given(of_server))
+
+
+def _given(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _record(found: Simulation) -> dict[str, Any]:
