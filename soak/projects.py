@@ -367,6 +367,11 @@ class _Trial:
         days = self._ask(dataset, "SELECT day, event_days.rows, complete FROM event_days")
         if sorted(days) != sorted((day, rows, True) for day, rows in served.by_day.items()):
             yield "event_days does not tell of what was served"
+        for table, (count, total) in served.typed.items() if self._kind == "ducklake" else ():
+            place = f'"{dataset}{settings.TYPED_SUFFIX}"."{table}"'
+            found = self._ask(dataset, f"SELECT count(*), sum(n), count(DISTINCT event_id) FROM {place}")
+            if found != [(count, total, count)]:
+                yield f"the typed table {table} holds {found}, and {count} events came"
 
     def _reading(self, run_: _Run) -> AbstractContextManager[None]:
         folder = str(run_.folder / "reader")
