@@ -118,16 +118,28 @@ def _config(path: Path, text: str) -> Config:
     for key in document:
         if key not in ("default", "accounts"):
             _wrong(path, key, "is not a known key", hint="known: default, accounts")
-    tables = document.get("accounts", {})
-    if not isinstance(tables, dict):
-        _wrong(path, "accounts", f"is a table, not {_type_name(tables)}")
-    accounts = {name: _account(path, name, table) for name, table in tables.items()}
+    accounts = accounts_of(path, document.get("accounts", {}))
     default = document.get("default")
     if default is not None and not isinstance(default, str):
         _wrong(path, "default", f"is text, not {_type_name(default)}")
     if default is not None and default not in accounts:
         _wrong(path, "default", f"names an account that is not there: {default!r}")
     return Config(default, accounts)
+
+
+def accounts_of(where: Path | str, tables: object, section: str = "accounts") -> dict[str, Account]:
+    """The accounts whose tables stand in `section`, in their order. Raises `ConfigError`, with `where` in it."""
+    if not isinstance(tables, dict):
+        _wrong(where, section, f"is a table, not {_type_name(tables)}")
+    return {name: _account(where, name, table, section) for name, table in tables.items()}
+
+
+def account_in(where: Path | str, accounts: Mapping[str, Account], name: str) -> Account:
+    """Raises `AccountNotFoundError`, with `where` in it."""
+    if name not in accounts:
+        known = ", ".join(accounts) or "none"
+        raise AccountNotFoundError(f"{where} has no account {name!r}", hint=f"its accounts: {known}")
+    return accounts[name]
 
 
 def add_account(name: str, account: Account, path: Path | None = None, *, replace: bool = False) -> None:
@@ -192,9 +204,7 @@ def _config_without(path: Path, name: str, replace: bool = False) -> Config:
 
 def _config_with(path: Path, name: str) -> Config:
     config = read_config(path)
-    if name not in config.accounts:
-        known = ", ".join(config.accounts) or "none"
-        raise AccountNotFoundError(f"{path} has no account {name!r}", hint=f"its accounts: {known}")
+    account_in(path, config.accounts, name)
     return config
 
 
@@ -240,29 +250,29 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     raise ConfigError(f"{path} is not valid TOML: {problem}")
 
 
-def _account(path: Path, name: str, table: object) -> Account:
-    place = f"accounts.{name}"
+def _account(where: Path | str, name: str, table: object, section: str = "accounts") -> Account:
+    place = f"{section}.{name}"
     if not isinstance(table, dict):
-        _wrong(path, place, f"is a table, not {_type_name(table)}")
+        _wrong(where, place, f"is a table, not {_type_name(table)}")
     for key, value in table.items():
         known = ACCOUNT_KEYS | SETTING_KEYS
         if key not in known:
-            _wrong(path, f"{place}.{key}", "is not a known key", hint=f"known: {', '.join(known)}")
+            _wrong(where, f"{place}.{key}", "is not a known key", hint=f"known: {', '.join(known)}")
         types = known[key]
         if not isinstance(value, types) or (isinstance(value, (bool, datetime)) and type(value) not in types):
-            _wrong(path, f"{place}.{key}", f"is {_wanted(types)}, not {_type_name(value)}")
+            _wrong(where, f"{place}.{key}", f"is {_wanted(types)}, not {_type_name(value)}")
     kind = table.get("kind", "service_account")
     if kind not in REQUIRED_KEYS:
-        _wrong(path, f"{place}.kind", f"is one of {', '.join(REQUIRED_KEYS)}")
+        _wrong(where, f"{place}.kind", f"is one of {', '.join(REQUIRED_KEYS)}")
     for key in REQUIRED_KEYS[kind]:
         if key not in table:
-            _wrong(path, f"{place}.{key}", "is missing")
+            _wrong(where, f"{place}.{key}", "is missing")
     for key in ("username", "secret", "token"):
         if key in table and key not in REQUIRED_KEYS[kind]:
-            _wrong(path, f"{place}.{key}", f"does not go with kind {kind!r}")
+            _wrong(where, f"{place}.{key}", f"does not go with kind {kind!r}")
     zone = table.get("project_timezone", "UTC")
     if not _is_zone(zone):
-        _wrong(path, f"{place}.project_timezone", f"is not a time zone: {zone!r}", hint="such as Europe/Rome")
+        _wrong(where, f"{place}.project_timezone", f"is not a time zone: {zone!r}", hint="such as Europe/Rome")
     try:
         credentials = Credentials(
             username=table.get("username", ""),
@@ -273,11 +283,11 @@ def _account(path: Path, name: str, table: object) -> Account:
             workspace_id=table.get("workspace_id"),
         )
     except ConfigError as error:
-        problem = error.message
+        problem = error.message.partition(", not ")[0]  # what follows is the value
     else:
-        load_settings = {key: _setting(path, f"{place}.{key}", table[key]) for key in SETTING_KEYS if key in table}
+        load_settings = {key: _setting(where, f"{place}.{key}", table[key]) for key in SETTING_KEYS if key in table}
         return Account(credentials, name, zone, table.get("legacy_local_time", False), load_settings)
-    return _wrong(path, place, f"is wrong: {problem}")
+    return _wrong(where, place, f"is wrong: {problem}")
 
 
 def _wanted(types: tuple[type, ...]) -> str:
@@ -290,21 +300,21 @@ def _wanted(types: tuple[type, ...]) -> str:
     return "text" if str in types else "a number" if float in types else "a whole number"
 
 
-def _setting(path: Path, key: str, value: Any) -> Any:
+def _setting(where: Path | str, key: str, value: Any) -> Any:
     if key.endswith(".start_date") and isinstance(value, str):
         try:
             return datetime.strptime(value, "%Y-%m-%d").date()
         except ValueError:
-            _wrong(path, key, "is not a day", hint="such as 2024-01-31")
+            _wrong(where, key, "is not a day", hint="such as 2024-01-31")
     if key.endswith(".ledger_url"):
         return Secret(value)  # there is a password in it
     if key.rpartition(".")[2] in settings.REPORT_TABLES:
         # Their parameters are checked where the project is opened: that takes what asks for reports.
         for number, report in enumerate(value, 1):
             if not isinstance(report, dict):
-                _wrong(path, key, f"holds {_type_name(report)} as report {number}", hint=f"such as [[{key}]]")
+                _wrong(where, key, f"holds {_type_name(report)} as report {number}", hint=f"such as [[{key}]]")
     if isinstance(value, (int, float)) and not 0 <= value < math.inf:
-        _wrong(path, key, "is not a number that can be")
+        _wrong(where, key, "is not a number that can be")
     return value
 
 
@@ -421,9 +431,9 @@ def _write(path: Path, text: str) -> None:
         raise ConfigError(f"{path} cannot be written: {problem}")
 
 
-def _wrong(path: Path, key: str, problem: str, hint: str | None = None) -> NoReturn:
+def _wrong(where: Path | str, key: str, problem: str, hint: str | None = None) -> NoReturn:
     # Values are never told: any of them could be a secret in the wrong place.
-    raise ConfigError(f"{path}: {key} {problem}", hint=hint)
+    raise ConfigError(f"{where}: {key} {problem}", hint=hint)
 
 
 def _type_name(value: object) -> str:

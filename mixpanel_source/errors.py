@@ -17,7 +17,7 @@ class ConfigError(MixpanelDataError):
 
 
 class AccountNotFoundError(MixpanelDataError):
-    """The config file holds no account of that name."""
+    """There is no account of that name."""
 
 
 class AccountExistsError(MixpanelDataError):

@@ -11,7 +11,7 @@ from typing import Any, Final
 from dlt.common.destination import Destination
 
 from mixpanel_source import settings
-from mixpanel_source.accounts import find_account, read_config
+from mixpanel_source.configured_accounts import HOW_TO_ADD, configured_account, configured_accounts
 from mixpanel_source.destinations import Target, target_of, type_of
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.load import DEFAULT_RESOURCES, LoadResult, load
@@ -23,7 +23,11 @@ from mixpanel_source.warehouse import database_path
 UNION_DATASET: Final = f"{settings.DATASET}_all"
 """Where the views are."""
 WITH_VIEWS: Final = ("postgres", "ducklake")
-"""dlt's names of the destinations that they were tried in."""
+"""dlt's names of the destinations that they were tried in.
+
+The columns are looked up in one `information_schema`: BigQuery has one for each dataset, Snowflake has names in upper
+case there, and MotherDuck those of other databases, too.
+"""
 
 _PLAIN: Final = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
@@ -46,11 +50,11 @@ def load_account(
     lock_wait_s: float = 0.0,
     **options: object,
 ) -> LoadResult:
-    """Load an account of the config file into a dataset of its own, or without a destination into its own file.
+    """Load a configured account into a dataset of its own, or without a destination into its own file.
 
     `options` are fields of Project. Raises as `load`, and the error of the first table that failed, after the others.
     """
-    account = find_account(name)
+    account = configured_account(name)
     if destination:
         target = target_of(destination, dataset_of(name))
     else:
@@ -64,18 +68,17 @@ def load_account(
 
 
 def account_names() -> list[str]:
-    """Of the config file. Raises ConfigError where there are none."""
-    names = list(read_config().accounts)
+    """Of the configured accounts. Raises ConfigError where there are none."""
+    names = list(configured_accounts())
     if not names:
-        raise ConfigError("there are no accounts", hint="mpload auth add NAME")
+        raise ConfigError("there are no accounts", hint=HOW_TO_ADD)
     return names
 
 
 def make_views(destination: str | Destination[Any, Any]) -> list[str]:
-    """`union_views` over all accounts of the config file."""
-    return union_views(
-        destination, {name: account.credentials.project_id for name, account in read_config().accounts.items()}
-    )
+    """`union_views` over all configured accounts."""
+    accounts = configured_accounts()
+    return union_views(destination, {name: account.credentials.project_id for name, account in accounts.items()})
 
 
 def union_views(destination: str | Destination[Any, Any], project_ids: Mapping[str, str]) -> list[str]:

@@ -136,7 +136,11 @@ def mixpanel_current() -> None:
     default_args={**DEFAULTS, "max_active_tis_per_dag": PROJECTS_AT_ONCE},
 )
 def mixpanel_projects() -> None:
-    """Every account of mpload's config file, a task each: into a file of its own, or into a dataset of DESTINATION."""
+    """Every account, a task each: into a file of its own, or into a dataset of DESTINATION.
+
+    Accounts are `[sources.mixpanel.accounts.NAME]` of dlt, which the Variable `dlt_secrets_toml` may hold; where there
+    are none, those of mpload's config file.
+    """
 
     @task
     def accounts() -> list[str]:
@@ -154,14 +158,18 @@ def mixpanel_projects() -> None:
             metrics = load_account(account, DESTINATION, TABLES, lock_wait_s=LOAD_WAIT_S).metrics
         return {"rows": metrics.rows, "requests": metrics.requests, "days": metrics.days}
 
-    @task
+    @task(trigger_rule="all_done")
     def views() -> list[str]:
         from mixpanel_source.many_projects import make_views
 
         with errors_told():
             return make_views(DESTINATION) if DESTINATION else []
 
-    load.expand(account=accounts()) >> views()
+    @task
+    def every_account() -> None:
+        """Fails the run with any account: the views are made all the same, and would leave it green."""
+
+    load.expand(account=accounts()) >> [views(), every_account()]
 
 
 def load_events(

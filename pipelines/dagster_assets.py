@@ -123,7 +123,11 @@ def table_asset(table: str) -> dg.AssetsDefinition:
     retry_policy=RETRY,
 )
 def mixpanel_project(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-    """One account of mpload's config file: into a file of its own, or into a dataset of DESTINATION, and its views."""
+    """One account: into a file of its own, or into a dataset of DESTINATION, with views over all of them.
+
+    Accounts are `[sources.mixpanel.accounts.NAME]` of .dlt/secrets.toml; where there are none, those of mpload's
+    config file.
+    """
     from mixpanel_source.many_projects import load_account, make_views
     from mixpanel_source.orchestration import LOAD_WAIT_S
 
@@ -220,7 +224,7 @@ projects_job = dg.define_asset_job(
 
 @dg.schedule(job=projects_job, cron_schedule="0 6 * * *", execution_timezone=TIMEZONE)
 def projects_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-    """A run for each account of the config file, which is a partition from then on."""
+    """A run for each account, which is a partition from then on."""
     from mixpanel_source.many_projects import account_names
 
     names = account_names()

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import duckdb
 import pytest
+from dlt.common.configuration.container import Container
+from dlt.common.configuration.specs.pluggable_run_context import PluggableRunContext
 from dlt.destinations.exceptions import DatabaseTerminalException
 from dlt.destinations.impl.duckdb.sql_client import DuckDbSqlClient
 from hypothesis import settings as hypothesis_settings
@@ -50,6 +52,15 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MP_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("RUNTIME__DLTHUB_TELEMETRY", "false")
+
+
+@pytest.fixture
+def reload_dlt(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Has dlt read its configuration anew, as another process would; after the test, too."""
+    reload = Container()[PluggableRunContext].reload_providers
+    yield reload
+    monkeypatch.undo()
+    reload()
 
 
 class Clock:

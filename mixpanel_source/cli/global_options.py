@@ -166,9 +166,10 @@ class GlobalOptions:
         return account
 
     def find_accounts(self, names: str | None, all_: bool) -> list[Account]:
-        """Those of the config file: the named ones, separated by commas, or all. None where neither is asked for."""
-        from mixpanel_source import accounts
+        """The configured ones: those named, separated by commas, or all. None where neither is asked for."""
+        from mixpanel_source.configured_accounts import configured_account
         from mixpanel_source.credentials import Secret, spellings
+        from mixpanel_source.many_projects import account_names
 
         if names is None and not all_:
             return []
@@ -178,10 +179,8 @@ class GlobalOptions:
                 raise ConfigError(f"{other} goes not with {flag}", hint="each account has its own")
         if all_ and names is not None:
             raise ConfigError("--accounts goes not with --all-accounts", hint="leave one of them out")
-        chosen = accounts.read_config().accounts if names is None else dict.fromkeys(map(str.strip, names.split(",")))
-        found = [accounts.find_account(name) for name in chosen]
-        if not found:
-            raise ConfigError("there are no accounts", hint="mpload auth add NAME")
+        chosen = account_names() if names is None else dict.fromkeys(map(str.strip, names.split(",")))
+        found = [configured_account(name) for name in chosen]
         for account in found:
             hide(*spellings(account.credentials))
             if isinstance(address := account.load_settings.get("ledger_url"), Secret):

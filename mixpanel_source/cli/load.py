@@ -143,8 +143,9 @@ def load(
         str | None,
         typer.Option(
             metavar="NAME,NAME,...",
-            help="Load these accounts of the config file, one after the other: each into a file of its own, or with"
-            " --destination into a dataset of its own, with views over all of them in mixpanel_all.",
+            help="Load these accounts, of dlt's configuration where it has any, else of the config file, one after the"
+            " other: each into a file of its own, or with --destination into a dataset of its own, with views over all"
+            " of them in mixpanel_all.",
         ),
     ] = None,
     all_accounts: Annotated[bool, typer.Option("--all-accounts", help="The same of all accounts.")] = False,

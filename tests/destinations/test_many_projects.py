@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from mpload_here import Done, run
 from destinations.conftest import Place
 from mixpanel_source import settings
 from mixpanel_source.destinations import target_of
-from mixpanel_source.many_projects import UNION_DATASET, dataset_of
+from mixpanel_source.errors import AuthenticationError
+from mixpanel_source.many_projects import UNION_DATASET, account_names, dataset_of, load_account, make_views
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.sandbox import Sandbox
 from soak.many_sandboxes import serving
@@ -70,3 +72,34 @@ def test_accounts_have_a_dataset_each_and_views_over_all(
         assert load("events", "cohorts", "--accounts", "Two & more", "--refresh").code == 0
         assert ask(place, UNION_DATASET, by_project) == [("11", 2), ("22", 1)]
         assert ask(place, UNION_DATASET, "SELECT project_id, id, name FROM cohorts") == [("22", 5, "c")]
+
+
+def test_accounts_of_dlts_configuration_are_loaded_as_orchestrators_do(
+    make_place: Callable[[str], Place], monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    place = make_place("ducklake-sqlite").destination
+    secrets = {"one": "sandbox", "two": "sandbox", "wrong": "no"}
+    sandboxes = [Sandbox(project_id=str(id_), limits=False) for id_ in (1, 2, 3)]
+    yesterday = str(datetime.now(UTC).date() - timedelta(days=1))
+    for sandbox in sandboxes:
+        sandbox.set_day(yesterday, lines(sandbox.project_id, int(sandbox.project_id)))
+    keys = {"username": "sandbox", "region": "us"}
+    accounts = {
+        name: {**keys, "secret": secret, "project_id": sandbox.project_id}
+        for sandbox, (name, secret) in zip(sandboxes, secrets.items(), strict=True)
+    }
+    monkeypatch.setenv("SOURCES__MIXPANEL__ACCOUNTS", json.dumps(accounts))
+    failed = []
+    with serving(sandboxes) as server:
+        monkeypatch.setenv("MP_BASE_URL", server.url)
+        for name in account_names():
+            try:
+                load_account(name, place, ["events"])
+            except AuthenticationError:
+                failed.append(name)
+    assert failed == ["wrong"]
+    assert "events" in make_views(place)
+    assert ask(place, UNION_DATASET, "SELECT project_id, count(*) FROM events GROUP BY 1 ORDER BY 1") == [
+        ("1", 1),
+        ("2", 2),
+    ]

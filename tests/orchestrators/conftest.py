@@ -20,6 +20,9 @@ from typing import Any
 import duckdb
 import pytest
 
+from mixpanel_source.destinations import target_of
+from mixpanel_source.many_projects import dataset_of
+from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 
 collect_ignore = [f"test_{name}.py" for name in ("airflow", "dagster") if find_spec(name) is None]
@@ -90,6 +93,22 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 def events_in(path: Path) -> list[tuple[Any, ...]]:
     """All that is the same whoever loaded it, and when."""
     return rows(path, "SELECT * EXCLUDE (_dlt_load_id) FROM events ORDER BY event_id")
+
+
+def accounts_of_dlt(folder: Path, **secrets: str) -> str:
+    """As TOML: accounts of the projects 1, 2 ..., by their secrets, and SQLite to load into."""
+    keys = 'username = "sandbox"\nsecret = "%s"\nproject_id = "%d"\nregion = "us"\n'
+    tables = [
+        f"[sources.mixpanel.accounts.{name}]\n{keys % (secret, id_)}"
+        for id_, (name, secret) in enumerate(secrets.items(), 1)
+    ]
+    return "".join(tables) + f'[destination.sqlalchemy]\ncredentials = "sqlite:///{folder}/all.db"\n'
+
+
+def count_in_sqlite(account: str, table: str = "events") -> int:
+    with open_pipeline(target_of("sqlalchemy", dataset_of(account))).sql_client() as client:
+        [(count,)] = client.execute_sql(f"SELECT count(*) FROM {table}") or []
+    return int(count)
 
 
 MONTH = days_from(FIRST, 30)

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import CronTriggerTimetable
-from dlt.common.configuration.container import Container
-from dlt.common.configuration.specs.pluggable_run_context import PluggableRunContext
 
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
@@ -21,7 +19,18 @@ from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.sandbox.faults import Fault
 from mixpanel_source.source import configured_project
 from mixpanel_source.windows import DateRange
-from orchestrators.conftest import KILLS, MONTH, TODAY, TWICE, events_in, events_of, kill, rows
+from orchestrators.conftest import (
+    KILLS,
+    MONTH,
+    TODAY,
+    TWICE,
+    accounts_of_dlt,
+    count_in_sqlite,
+    events_in,
+    events_of,
+    kill,
+    rows,
+)
 from pipelines import airflow_dag
 from soak.many_sandboxes import serving
 
@@ -152,43 +161,64 @@ def test_what_has_no_interval_is_loaded_as_it_is_now(database: Path) -> None:
     assert rows(database, "SELECT count(*) FROM profiles") == [(2,)]
 
 
-def test_accounts_are_loaded_by_a_task_each_and_one_that_fails_fails_the_run(
+def test_accounts_of_the_config_file_are_loaded_by_a_task_each(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
     other = Sandbox(project_id="2", limits=False)
     other.add_events(events_of(TODAY - timedelta(days=1), 5))
-    accounts = {"one": ("1", "sandbox"), "two": ("2", "sandbox"), "wrong": ("3", "no")}
     config = tmp_path / "config.toml"
-
-    def write(*names: str) -> None:
-        keys = {name: accounts[name] for name in names}
-        config.write_text(
-            "".join(
-                f'[accounts.{name}]\nusername = "sandbox"\nsecret = "{secret}"\nproject_id = "{id_}"\nregion = "us"\n'
-                for name, (id_, secret) in keys.items()
-            )
-        )
-        config.chmod(0o600)
-
-    write("one", "two")
+    account = '[accounts.%s]\nusername = "sandbox"\nsecret = "sandbox"\nproject_id = "%s"\nregion = "us"\n'
+    config.write_text(account % ("one", 1) + account % ("two", 2))
+    config.chmod(0o600)
     for name, value in {"MP_CONFIG_PATH": config, "MP_DATA_DIR": tmp_path / "data"}.items():
         monkeypatch.setenv(name, str(value))
-    with serving([sandbox, other, Sandbox(project_id="3", limits=False)]) as server:
+    with serving([sandbox, other]) as server:
         monkeypatch.setenv("MP_BASE_URL", server.url)
         assert states(run(PROJECTS)) == [
-            ("accounts", -1, "success"), ("load", 0, "success"), ("load", 1, "success"), ("views", -1, "success"),
+            ("accounts", -1, "success"), ("every_account", -1, "success"),
+            ("load", 0, "success"), ("load", 1, "success"), ("views", -1, "success"),
         ]  # fmt: skip
-        assert rows(tmp_path / "data" / "2.duckdb", "SELECT count(*) FROM events") == [(5,)]
-        assert rows(tmp_path / "data" / "1.duckdb", "SELECT count(*) FROM events") == [(90,)]
-        write("wrong", "one")
+    assert rows(tmp_path / "data" / "2.duckdb", "SELECT count(*) FROM events") == [(5,)]
+    assert rows(tmp_path / "data" / "1.duckdb", "SELECT count(*) FROM events") == [(90,)]
+
+
+def test_accounts_of_dlts_secrets_are_loaded_into_a_destination_and_only_what_failed_anew(
+    sandbox: Sandbox,
+    exports: Exports,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reload_dlt: Callable[[], None],
+    quick: None,
+) -> None:
+    second, third = (Sandbox(project_id=id_, limits=False) for id_ in "23")
+    for other, count in ((second, 5), (third, 7)):
+        other.add_events(events_of(TODAY - timedelta(days=1), count))
+    monkeypatch.setattr(airflow_dag, "DESTINATION", "sqlalchemy")
+
+    def run_with(**secrets: str) -> tuple[list[str], str, str]:
+        monkeypatch.setenv("AIRFLOW_VAR_DLT_SECRETS_TOML", accounts_of_dlt(tmp_path, **secrets))
+        reload_dlt()
         done = run(PROJECTS)
-    assert [state for task, _, state in states(done) if task == "load"] == ["failed", "success"]
-    assert str(done.state) == "failed"
+        found = states(done)
+        [views] = [state for task, _, state in found if task == "views"]
+        return [state for task, _, state in found if task == "load"], views, str(done.state)
+
+    with serving([sandbox, second, third]) as server:
+        monkeypatch.setenv("MP_BASE_URL", server.url)
+        loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="no")
+        assert (loads, views, all_) == (["success", "success", "failed"], "success", "failed")
+        assert [count_in_sqlite(name) for name in ("one", "two")] == [90, 5]
+        assert count_in_sqlite("one", "profiles") == 2
+        before = len(exports())
+        loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="sandbox")
+        assert (loads, views, all_) == (["success"] * 3, "success", "success")
+    assert [count_in_sqlite(name) for name in ("one", "two", "wrong")] == [90, 5, 7]
+    assert exports()[before:] == [(str(TODAY - timedelta(days=5)), str(TODAY - timedelta(days=1)))]
 
 
 @pytest.mark.parametrize("where", ["connection", "dlt_secrets_toml"])
 def test_credentials_come_from_a_connection_or_from_dlts_secrets(
-    where: str, database: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+    where: str, database: Path, monkeypatch: pytest.MonkeyPatch, reload_dlt: Callable[[], None]
 ) -> None:
     url = os.environ["SOURCES__MIXPANEL__BASE_URL"]
     for name in list(os.environ):
@@ -204,6 +234,6 @@ def test_credentials_come_from_a_connection_or_from_dlts_secrets(
             f'[sources.mixpanel]\nbase_url = "{url}"\n[sources.mixpanel.credentials]\n'
             'username = "sandbox"\nsecret = "sandbox"\nproject_id = "1"\nregion = "us"\n',
         )
-    Container()[PluggableRunContext].reload_providers()  # a worker has a process for each task
+    reload_dlt()  # a worker has a process for each task
     assert states(run(DAILY, MONTH[0])) == [("load", -1, "success")]
     assert rows(database, "SELECT count(*) FROM events") == [(3,)]

@@ -21,7 +21,19 @@ from mixpanel_source.load_plan import plan_load
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.source import configured_project
 from mixpanel_source.windows import DateRange
-from orchestrators.conftest import FIRST, KILLS, MONTH, TODAY, TWICE, events_in, events_of, kill, rows
+from orchestrators.conftest import (
+    FIRST,
+    KILLS,
+    MONTH,
+    TODAY,
+    TWICE,
+    accounts_of_dlt,
+    count_in_sqlite,
+    events_in,
+    events_of,
+    kill,
+    rows,
+)
 from pipelines import dagster_assets as assets
 from soak.many_sandboxes import serving
 
@@ -98,6 +110,47 @@ def test_an_account_is_a_partition_and_the_schedule_asks_for_all(
     assert outcomes == {"one": True, "two": True, "wrong": False}
     counted = [rows(tmp_path / "data" / f"{id_}.duckdb", "SELECT count(*) FROM events") for id_ in (1, 2)]
     assert counted == [[(90,)], [(5,)]]
+
+
+def test_accounts_of_dlts_secrets_are_loaded_into_a_destination_and_only_what_failed_anew(
+    sandbox: Sandbox,
+    exports: Exports,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reload_dlt: Callable[[], None],
+    quick: None,
+) -> None:
+    second, third = (Sandbox(project_id=id_, limits=False) for id_ in "23")
+    for other, count in ((second, 5), (third, 7)):
+        other.add_events(events_of(TODAY - timedelta(days=1), count))
+    monkeypatch.setattr(assets, "DESTINATION", "sqlalchemy")
+    (tmp_path / ".dlt").mkdir()
+    (tmp_path / "dagster").mkdir()
+    (tmp_path / ".dlt/secrets.toml").write_text(accounts_of_dlt(tmp_path, one="sandbox", two="sandbox", wrong="no"))
+    monkeypatch.chdir(tmp_path)
+    reload_dlt()
+    instance = dg.DagsterInstance.local_temp(str(tmp_path / "dagster"))
+
+    def run() -> dict[str, bool]:
+        at = dg.build_schedule_context(instance=instance, scheduled_execution_time=datetime.now(UTC))
+        requests: Any = assets.projects_schedule(at)
+        return {
+            request.partition_key: dg.materialize(
+                [assets.mixpanel_project], partition_key=request.partition_key, instance=instance, raise_on_error=False
+            ).success
+            for request in requests
+        }
+
+    with serving([sandbox, second, third]) as server:
+        monkeypatch.setenv("MP_BASE_URL", server.url)
+        assert run() == {"one": True, "two": True, "wrong": False}
+        assert [count_in_sqlite(name) for name in ("one", "two")] == [90, 5]
+        assert count_in_sqlite("one", "profiles") == 2
+        before = len(exports())
+        monkeypatch.setenv("SOURCES__MIXPANEL__ACCOUNTS__WRONG__SECRET", "sandbox")
+        assert run() == {"one": True, "two": True, "wrong": True}
+    assert [count_in_sqlite(name) for name in ("one", "two", "wrong")] == [90, 5, 7]
+    assert exports()[before:] == [(str(TODAY - timedelta(days=5)), str(TODAY - timedelta(days=1)))]
 
 
 CHECKS = dg.AssetSelection.checks_for_assets(assets.EVENTS)
