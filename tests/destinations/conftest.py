@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -131,16 +133,28 @@ def postgres_server() -> Iterator[postgres.PostgresServer]:
         yield server
 
 
+_BUCKETS = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[Bucket]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        yield Bucket("http://{}:{}".format(*server.get_host_and_port()))
-    finally:
-        server.stop()
+    # A process of its own: deltalake waits for some answers with all of Python held up.
+    with subprocess.Popen(
+        [sys.executable, "-c", _BUCKETS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        yield Bucket(server.stdout.readline().strip())
 
 
 KINDS = ("postgres", "sqlite", "ducklake-postgres", "ducklake-sqlite", "ducklake-duckdb", "delta", "iceberg")
