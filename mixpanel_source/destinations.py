@@ -486,7 +486,9 @@ def _file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
     if type_of(destination) == "ducklake":
         credentials = credentials.catalog
     database = getattr(credentials, "database", None)
-    is_file = type_of(destination) in ("ducklake", "sqlalchemy") and database and database != ":memory:"
+    driver = str(getattr(credentials, "drivername", "")).partition("+")[0]
+    of_files = type_of(destination) in ("ducklake", "sqlalchemy") and driver in ("sqlite", "duckdb")
+    is_file = of_files and database and database != ":memory:"
     return Path(str(database)).absolute() if is_file else None
 
 

@@ -241,13 +241,15 @@ class Workspace(Closing):
         events: Sequence[str] = (),
         where: str | None = None,
         count: bool = False,
+        destination: Any = None,
+        dataset: str = settings_.DATASET,
     ) -> LoadPlan:
-        """What `load` would ask for of the events: as `load_plan.plan_load`."""
+        """What `load` would ask for of the events: as `load_plan.plan_load`; `destination` as for `load`."""
         from mixpanel_source.load_plan import plan_load
 
         asked = parse_range(from_date, to_date, refresh)
         filter_ = EventFilter(events, where)
-        return plan_load(self.project, self.path, asked=asked, filter_=filter_, count=count)
+        return plan_load(self.project, self._place(destination, dataset), asked=asked, filter_=filter_, count=count)
 
     def verify(
         self,
