@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
+import logging
 import re
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,10 +30,14 @@ from dlt.common.configuration.exceptions import ConfigurationException
 from dlt.common.destination import Destination
 from dlt.common.destination.exceptions import DestinationException
 from dlt.common.exceptions import MissingDependencyException
+from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from filelock import FileLock, Timeout
 
 from mixpanel_source import open_tables, settings
-from mixpanel_source.errors import ConfigError, WarehouseError
+from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
+from mixpanel_source.warehouse import is_held
+
+logger = logging.getLogger(__name__)
 
 EXACT_JSON: Any = {"data_type": "json", "x-exact-json": True}
 """The hint for a column of JSON text that is to stay the very text."""
@@ -99,8 +106,10 @@ def support_of(destination: Destination[Any, Any]) -> Support:
     raise ConfigError(f"cannot load into {type_}: {why}", hint=hint)
 
 
-def keep_promises(destination: Destination[Any, Any]) -> None:
+def keep_promises(destination: Destination[Any, Any], *, to_read: bool = False) -> None:
     """Has dlt replace the rows of a table in one transaction, and keep JSON as it is. Raises as `support_of`.
+
+    `to_read` leaves an Iceberg catalog alone, which is made where it is looked for.
 
     dlt says of most destinations only that their transactions may hold DDL, or nothing at all, and so gives the two
     statements of a merge none (dlt 1.31): killed between them, a load would leave days empty that were there before.
@@ -109,7 +118,7 @@ def keep_promises(destination: Destination[Any, Any]) -> None:
     if support.needs is not None and find_spec(support.needs) is None:
         raise ConfigError(f"{type_of(destination)} needs {support.needs}", hint=_EXTRAS)
     if type_of(destination) == "filesystem":
-        if open_tables.table_format_of(destination) == "iceberg":
+        if open_tables.table_format_of(destination) == "iceberg" and not to_read:
             _check_catalog()
         open_tables.replace_by_commits(destination)
         return
@@ -197,6 +206,25 @@ class Target:
         with lock:
             yield
 
+    def is_written(self, wait_s: float) -> bool:
+        """Whether a load writes to the dataset, still after `wait_s`, where its database can tell of those."""
+        until = time.monotonic() + wait_s
+        while self._is_locked():
+            if time.monotonic() >= until:
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def _is_locked(self) -> bool:
+        if self.destination is None:
+            return False
+        if (url := _postgres_url(self.destination)) is not None:
+            with _told(self), _postgres(url) as cursor:
+                cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (_lock_key(self.dataset),))
+                return not cursor.fetchone()[0]
+        file = _file_of(self.destination, self.dataset)
+        return file is not None and is_held(_lock_of(file))
+
     @contextmanager
     def made_alone(self, wait_s: float) -> Iterator[None]:
         """As `written_alone`, and for a lake's catalog also against those who write to its other datasets.
@@ -205,18 +233,19 @@ class Target:
         """
         lock: AbstractContextManager[None] = nullcontext()
         if self.destination is not None and self.is_lake and (url := _postgres_url(self.destination)) is not None:
-            credentials = _credentials(self.destination)
-            lake = credentials.metadata_schema or credentials.ducklake_name
-            lock = _advisory_lock(url, f"catalog {lake}", self, wait_s)
+            lock = _advisory_lock(url, f"catalog {_catalog_of(self.destination)}", self, wait_s)
         with self.written_alone(wait_s), lock:
             yield
 
 
-def target_of(destination: str | Destination[Any, Any], dataset: str = settings.DATASET) -> Target:
+def target_of(
+    destination: str | Destination[Any, Any], dataset: str = settings.DATASET, *, to_read: bool = False
+) -> Target:
     """What `destination` is: a name that dlt's config tells of, or one of `dlt.destinations`.
 
-    A staging dataset of its own is part of it: merges of several writers through one lose rows. Raises
-    ConfigError where it is not configured, its packages are missing, or it is refused.
+    A staging dataset of its own is part of it: merges of several writers through one lose rows. Not so with `to_read`,
+    which makes nothing, here or there: what it gives is not to be loaded into. Raises ConfigError where it is not
+    configured, its packages are missing, or it is refused.
     """
     if not dataset or not dataset.strip():
         raise ConfigError("a dataset needs a name")
@@ -226,7 +255,7 @@ def target_of(destination: str | Destination[Any, Any], dataset: str = settings.
         type_ = type_of(made)
         if type_ == "duckdb":
             raise ConfigError("a DuckDB file is loaded into without a destination", hint="name it with --db, or MP_DB")
-        keep_promises(made)
+        keep_promises(made, to_read=to_read)
         config = _config(made, dataset)
     except (ConfigurationException, DestinationException) as error:
         raise ConfigError(f"cannot load into {destination}: {_first_line(error)}", hint=_HOW) from None
@@ -242,9 +271,12 @@ def target_of(destination: str | Destination[Any, Any], dataset: str = settings.
         raise ConfigError(
             f"{target.schema} is where the typed tables of {of or 'others'} are", hint="name another dataset"
         )
-    made.config_params["staging_dataset_name_layout"] = f"%s_staging_{_writer_id(target.path)}"
+    if not to_read:
+        made.config_params["staging_dataset_name_layout"] = f"%s_staging_{_writer_id(target.path)}"
     return target
 
+
+_POLL_S: Final = 0.05
 
 _HOW: Final = "put its credentials into .dlt/secrets.toml, or DESTINATION__... of the environment, as dlt has them"
 _EXTRAS: Final = (
@@ -270,14 +302,17 @@ def lake_opened(target: Target, *, write: bool = False) -> Iterator[duckdb.DuckD
     """
     if not target.is_lake:
         raise ConfigError("SQL is asked of DuckDB files and of ducklake alone", hint="use the destination's own client")
+    nothing = WarehouseError(f"nothing is loaded into {target}", hint="load some data first: mpload load")
+    if not write and not _is_made(target):
+        raise nothing
     client = _lake_client(target)
     if not write:
-        client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
+        _have_read_only(client)
     try:
         connection = client.open_connection()
         connection.execute("SET TimeZone = 'UTC'")
         if not client.has_dataset():
-            raise WarehouseError(f"nothing is loaded into {target}", hint="load some data first: mpload load")
+            raise nothing
         with suppress(duckdb.Error):  # there are no typed tables
             datasets = (client.dataset_name, client.dataset_name + settings.TYPED_SUFFIX)
             connection.execute(f"SET search_path = '{','.join(map(client.escape_column_name, datasets))}'")
@@ -289,12 +324,107 @@ def lake_opened(target: Target, *, write: bool = False) -> Iterator[duckdb.DuckD
         client.close_connection()
 
 
-def _lake_client(target: Target) -> Any:
-    """dlt's, which attaches the lake."""
+Ask = Callable[[str], Sequence[Sequence[Any]] | None]
+"""Answers SQL; None where a table of it is not there."""
+
+
+@contextmanager
+def asked(target: Target) -> Iterator[Ask | None]:
+    """Answers SQL about a destination's tables, found by their bare names; None where there is no dataset.
+
+    Nothing is made there. Values are as the destination gives them: see `event_days.day_of`. Raises WarehouseError
+    where it cannot be asked.
+    """
+    with _told(target):
+        client = _reader(target) if _is_made(target) else None
+    if client is None:
+        yield None
+        return
+
+    def ask(sql: str) -> Sequence[Sequence[Any]] | None:
+        with _told(target):
+            return answer_of(client, sql)
+
+    with _told(target):
+        client.open_connection()
+    try:
+        with _told(target):
+            is_there = client.has_dataset()
+        yield ask if is_there else None
+    finally:
+        client.close_connection()
+
+
+def answer_of(client: Any, sql: str) -> Sequence[Sequence[Any]] | None:
+    """That of dlt's SQL client; None where a table is not there."""
+    try:
+        return client.execute_sql(sql) or ()
+    except DatabaseUndefinedRelation:
+        return None
+
+
+@contextmanager
+def _told(target: Target) -> Iterator[None]:
+    """Whatever the driver of a destination raises is a WarehouseError."""
+    try:
+        yield
+    except MixpanelDataError:
+        raise
+    except Exception as error:
+        logger.debug("cannot read", exc_info=error)
+        raise WarehouseError(f"cannot read {target}: {_first_line(error)}", hint=_HOW) from None
+
+
+def _reader(target: Target) -> Any:
+    """dlt's SQL client, of tables in a filesystem by the schema that is stored with them; None without one."""
+    assert target.destination is not None
+    if type_of(target.destination) != "filesystem":
+        client = _client(target).sql_client
+        if target.is_lake:
+            _have_read_only(client)
+        return client
+    stored = _client(target).get_stored_schema(settings.PIPELINE)
+    if stored is None:
+        return None
+    return _client(target, dlt.Schema.from_dict(json.loads(stored.schema), validate_schema=False)).sql_client
+
+
+def _is_made(target: Target) -> bool:
+    """Whether there is anything: to open a lake or a file that is not there makes it."""
+    assert target.destination is not None
+    if (file := _file_of(target.destination, target.dataset)) is not None:
+        return file.exists()
+    if target.is_lake and (url := _postgres_url(target.destination)) is not None:
+        with _told(target), _postgres(url) as cursor:
+            cursor.execute(
+                "SELECT 1 FROM information_schema.tables WHERE table_schema = %s AND table_name = 'ducklake_metadata'",
+                (_catalog_of(target.destination),),
+            )
+            return cursor.fetchone() is not None
+    return True
+
+
+def _have_read_only(client: Any) -> None:
+    """Of a lake: nothing can be written, and none is made."""
+    client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
+
+
+def _catalog_of(destination: Destination[Any, Any]) -> str:
+    """The schema of a lake's catalog."""
+    credentials = _credentials(destination)
+    return str(credentials.metadata_schema or credentials.ducklake_name)
+
+
+def _client(target: Target, schema: dlt.Schema | None = None) -> Any:
     assert target.destination is not None
     return target.destination.client(
-        dlt.Schema(settings.PIPELINE), _bound(target.destination, target.dataset)
-    ).sql_client
+        schema or dlt.Schema(settings.PIPELINE), _bound(target.destination, target.dataset)
+    )
+
+
+def _lake_client(target: Target) -> Any:
+    """dlt's, which attaches the lake."""
+    return _client(target).sql_client
 
 
 def _writer_id(path: Path) -> str:
@@ -356,24 +486,22 @@ def _file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
     if type_of(destination) == "ducklake":
         credentials = credentials.catalog
     database = getattr(credentials, "database", None)
-    is_file = type_of(destination) in ("ducklake", "sqlalchemy") and database and database != ":memory:"
+    driver = str(getattr(credentials, "drivername", "")).partition("+")[0]
+    of_files = type_of(destination) in ("ducklake", "sqlalchemy") and driver in ("sqlite", "duckdb")
+    is_file = of_files and database and database != ":memory:"
     return Path(str(database)).absolute() if is_file else None
 
 
 @contextmanager
 def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterator[None]:
     """Held by the session, and so not longer than the process lives."""
-    try:
-        import psycopg2
-    except ImportError:
-        raise ConfigError("Postgres needs psycopg2", hint="pip install 'mixpanel-source[postgres]'") from None
-    key = int.from_bytes(hashlib.sha256(f"mixpanel_source {name}".encode()).digest()[:8], "big", signed=True)
+    psycopg2 = _psycopg2()
     try:
         connection = psycopg2.connect(url)
         connection.autocommit = True
         cursor = connection.cursor()
         cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, round(wait_s * 1000))}ms",))
-        cursor.execute("SELECT pg_advisory_lock(%s)", (key,))
+        cursor.execute("SELECT pg_advisory_lock(%s)", (_lock_key(name),))
     except psycopg2.errors.LockNotAvailable:
         connection.close()
         raise _busy(target) from None
@@ -385,9 +513,28 @@ def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterat
         connection.close()
 
 
+def _lock_key(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"mixpanel_source {name}".encode()).digest()[:8], "big", signed=True)
+
+
+def _psycopg2() -> Any:
+    try:
+        import psycopg2
+    except ImportError:
+        raise ConfigError("Postgres needs psycopg2", hint="pip install 'mixpanel-source[postgres]'") from None
+    return psycopg2
+
+
+@contextmanager
+def _postgres(url: str) -> Iterator[Any]:
+    """A cursor of a session that ends with it."""
+    with closing(_psycopg2().connect(url)) as connection:
+        yield connection.cursor()
+
+
 @contextmanager
 def _file_lock(file: Path, target: Target, wait_s: float) -> Iterator[None]:
-    lock = FileLock(f"{file}.lock")
+    lock = FileLock(_lock_of(file))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=wait_s)
@@ -399,6 +546,10 @@ def _file_lock(file: Path, target: Target, wait_s: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _lock_of(file: Path) -> Path:
+    return Path(f"{file}.lock")
 
 
 def _busy(target: Target) -> WarehouseError:

@@ -52,7 +52,7 @@ def day_of(value: date | str) -> date:
 def moment_of(value: datetime | str) -> datetime:
     """A moment as a destination gives it: in UTC, even where it does not say so."""
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _day_of(known: Mapping[str | None, LoadedDay], labels: Sequence[str | None]) -> LoadedDay | None:

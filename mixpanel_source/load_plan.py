@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mixpanel_source.day_counts import counts_of
 from mixpanel_source.event_days import LOADED_DAYS_SQL, last_exports, loaded_days
@@ -20,6 +20,9 @@ from mixpanel_source.sweep import due_in
 from mixpanel_source.warehouse import check_database, opened, table_names
 from mixpanel_source.windows import DateRange, LoadedDay, Window, windows_over
 
+if TYPE_CHECKING:
+    from mixpanel_source.destinations import Target
+
 SizeSource = Literal["loaded", "counted", "neighbours", "unknown"]
 """What tells how many events a day has: what was loaded of it, Mixpanel's counts, the days near it, or nothing."""
 
@@ -29,6 +32,7 @@ class LoadPlan:
     """`days` would be asked for; those of `there` lie between them, or in the range asked for, and are complete."""
 
     database: Path
+    """Of another destination what its records are named by."""
     days: Sequence[Window]
     there: Sequence[Window]
     forecast: Forecast
@@ -42,6 +46,12 @@ class LoadPlan:
     """Days whose exports a stopped load has left on the disk: they are loaded, too, and not asked for."""
     sweep_requests: int = 0
     """Exports that look for late events of settled days, before the others; days that hold some come on top."""
+    destination: str | None = None
+    """In words, where it is none of DuckDB files."""
+
+    @property
+    def where(self) -> str:
+        return self.destination or str(self.database)
 
     @property
     def seconds(self) -> float:
@@ -55,7 +65,7 @@ class LoadPlan:
 
 def plan_load(
     project: Project,
-    database: Path,
+    into: Path | Target,
     *,
     asked: DateRange = DateRange(),
     filter_: EventFilter = EventFilter(),
@@ -65,9 +75,16 @@ def plan_load(
 
     `count` allows what a load does where nothing tells of the days' sizes: to ask for their counts, with two requests
     of the Query API at most. Raises as `load` before it asks, and WarehouseError where the database cannot be read.
+    Nothing is made, in no destination.
     """
-    check_database(database)
-    rows = _loaded_rows(database)
+    target = None if isinstance(into, Path) or into.is_file else into
+    database = into if isinstance(into, Path) else into.path
+    if target is None:
+        check_database(database)
+        rows: Sequence[Sequence[Any]] = _loaded_rows(database)
+    else:
+        project = replace(project, sweep_days=0)  # as a load into it has them
+        rows = _rows_there(target)
     loaded = _loaded(rows, filter_)
     sweeps = _sweeps_due(project, database, asked, filter_, loaded)
     plan = project.plan(asked, loaded)
@@ -82,7 +99,18 @@ def plan_load(
     sizes.update(_source(day, known, counts) for day in days)
     there = _ranges(_there(asked, known, {*days, *kept}))
     spent = project.ledger().spent("export")
-    return LoadPlan(database, _ranges(days), there, forecast, sizes, count, spent, _ranges(kept), sweeps)
+    return LoadPlan(
+        database,
+        _ranges(days),
+        there,
+        forecast,
+        sizes,
+        count,
+        spent,
+        _ranges(kept),
+        sweeps,
+        None if target is None else str(target),
+    )
 
 
 def _sweeps_due(
@@ -110,6 +138,13 @@ def _loaded_rows(database: Path) -> list[tuple[Any, ...]]:
         if not {"event_days", "_dlt_loads"} <= table_names(connection):
             return []
         return connection.execute(LOADED_DAYS_SQL).fetchall()
+
+
+def _rows_there(target: Target) -> Sequence[Sequence[Any]]:
+    from mixpanel_source.destinations import asked
+
+    with asked(target) as ask:
+        return (ask and ask(LOADED_DAYS_SQL)) or ()
 
 
 def _source(day: date, loaded: Collection[date], counted: Collection[date]) -> SizeSource:

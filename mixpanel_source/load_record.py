@@ -8,7 +8,6 @@ written.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import logging
 import os
@@ -18,23 +17,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 from mixpanel_source import __version__
 from mixpanel_source.errors import MixpanelDataError
 from mixpanel_source.load_metrics import LoadMetrics
 from mixpanel_source.load_runs import write_runs
-from mixpanel_source.warehouse import LOCK_WAIT_S, DatabaseBusyError, data_folder_error, lock_path, pipelines_folder
+from mixpanel_source.warehouse import (
+    LOCK_WAIT_S,
+    DatabaseBusyError,
+    data_folder_error,
+    is_held,
+    lock_path,
+    pipelines_folder,
+)
 from mixpanel_source.windows import DateRange
 
 logger = logging.getLogger(__name__)
-
-fcntl: ModuleType | None
-try:
-    fcntl = importlib.import_module("fcntl")
-except ImportError:  # Windows
-    fcntl = None
 
 Outcome = Literal["done", "failed", "stopped"]
 
@@ -161,17 +160,7 @@ def _tell(record: LoadRecord) -> None:
 
 def is_locked(database: Path) -> bool:
     """Whether a load holds the database. By its lock: a process id may belong to another one by now."""
-    if fcntl is None:
-        return True
-    # Shared, and for no longer than it takes: a load that begins in between would be told that another one works.
-    try:
-        with lock_path(database).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    return is_held(lock_path(database))
 
 
 def _outcome(error: BaseException | None) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from dlt.common.configuration.resolve import resolve_configuration
 from dlt.common.configuration.specs import BaseConfiguration, CredentialsConfiguration
 from dlt.common.exceptions import DltException
 from dlt.common.typing import TSecretStrValue
-from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from dlt.extract import DltResource
 
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
-from mixpanel_source.destinations import keep_promises
+from mixpanel_source.destinations import answer_of, keep_promises
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError, MixpanelDataError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, last_exports, loaded_days
@@ -269,7 +268,4 @@ def _rows_of(pipeline: dlt.Pipeline, sql: str) -> Sequence[Sequence[Any]]:
     if pipeline.destination is not None:
         keep_promises(pipeline.destination)  # how tables are read is part of it
     with pipeline.sql_client() as client:
-        try:
-            return client.execute_sql(sql) or ()
-        except DatabaseUndefinedRelation:
-            return []
+        return answer_of(client, sql) or ()

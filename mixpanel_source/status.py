@@ -6,19 +6,17 @@ import platform
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
-
-import duckdb
 
 from mixpanel_source import __version__, settings
 from mixpanel_source.errors import WarehouseError
-from mixpanel_source.event_days import LOADED_DAYS_SQL, loaded_days, recorded_otherwise
+from mixpanel_source.event_days import LOADED_DAYS_SQL, day_of, loaded_days, moment_of, recorded_otherwise
 from mixpanel_source.load_record import LoadRecord, read_records
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import RequestLedger
@@ -30,16 +28,22 @@ from mixpanel_source.warehouse import (
     opened,
     pipelines_folder,
     table_names,
-    tables,
 )
 from mixpanel_source.windows import ONE_DAY, LoadedDay, Window, days_between, settles_at, windows_over
 
+if TYPE_CHECKING:
+    from mixpanel_source.destinations import Target
+
 _LOCK_WAIT_S = 0.5
+_LAST_LOAD_SQL = "SELECT max(inserted_at) FROM _dlt_loads WHERE status = 0"
+
+_Ask = Callable[[str, str], Sequence[Sequence[Any]] | None]
+"""The answer of SQL that destinations have in common, and the table it is about: None where there is no such table."""
 
 
 @dataclass(frozen=True)
 class LoadStatus:
-    """What a database holds; days are those of whole events, `parts` aside."""
+    """What a database or another destination holds; days are those of whole events, `parts` aside."""
 
     days: int = 0
     """Complete ones, as `first_day` and `last_day`."""
@@ -83,6 +87,7 @@ class Status:
     """`loaded` is None where `problem` says why nobody can tell now."""
 
     database: Path
+    """Of another destination what its records are named by."""
     running: LoadRecord | None
     last_run: LoadRecord | None
     loaded: LoadStatus | None
@@ -94,10 +99,16 @@ class Status:
     """Of exports on the disk that are not in the database yet."""
     wrong: Sequence[str] = ()
     """What somebody should look at, in words."""
+    destination: str | None = None
+    """In words, where it is none of DuckDB files."""
+
+    @property
+    def where(self) -> str:
+        return self.destination or str(self.database)
 
 
 def status(
-    database: Path,
+    into: Path | Target,
     project: Project | None,
     now: datetime | None = None,
     *,
@@ -105,18 +116,16 @@ def status(
 ) -> Status:
     """Answers while a load holds the database, too. Without a project, days are UTC and no budget is known.
 
-    More than `max_days_behind` days without events at the end are wrong.
+    More than `max_days_behind` days without events at the end are wrong. Nothing is made or written, in no destination;
+    raises WarehouseError where one cannot be asked.
     """
     now = now or datetime.now(UTC)
-    loaded: LoadStatus | None = LoadStatus()
-    problem = None
+    target = None if isinstance(into, Path) or into.is_file else into
+    database = into if isinstance(into, Path) else into.path
+    loaded: LoadStatus | None
     running, last_run = read_records(database)
     try:
-        if database.exists():
-            with opened(database, wait_s=_LOCK_WAIT_S) as connection:
-                loaded = load_status(connection, project, now)
-        else:
-            problem = f"nothing is loaded yet: there is no {database}"
+        loaded, problem = _of_file(database, project, now) if target is None else _of_target(target, project, now)
     except DatabaseBusyError as busy:
         loaded, problem = None, f"the database is busy: {busy.message}"
     budgets: list[Budget] = []
@@ -125,7 +134,17 @@ def status(
         budgets = _budgets(project.ledger() if project else None)
     except WarehouseError as error:
         requests_problem = error.message
-    found = Status(database, running, last_run, loaded, problem, budgets, requests_problem, kept_bytes(database))
+    found = Status(
+        database,
+        running,
+        last_run,
+        loaded,
+        problem,
+        budgets,
+        requests_problem,
+        kept_bytes(database),
+        destination=None if target is None else str(target),
+    )
     return replace(found, wrong=tuple(_wrong(found, project, now, max_days_behind)))
 
 
@@ -142,7 +161,11 @@ def _wrong(found: Status, project: Project | None, now: datetime, max_days_behin
     for windows, problem in (
         (between, "missing between others"),
         (over, "loaded before they were over, and not since"),
-        (loaded.suspect_days, "not as their loads left them: see mpload verify --repair"),
+        (
+            loaded.suspect_days,
+            "not as their loads left them: "
+            + ("load them again with --refresh" if found.destination else "see mpload verify --repair"),
+        ),
     ):
         if windows:
             yield f"days {problem}: {', '.join(map(str, windows))}"
@@ -154,30 +177,64 @@ def _calendar(project: Project | None) -> ZoneInfo:
     return project.calendar if project else ZoneInfo("UTC")
 
 
-def load_status(connection: duckdb.DuckDBPyConnection, project: Project | None, now: datetime) -> LoadStatus:
-    """Read from the tables of `connection`; what is not there yet is empty."""
-    names = {table.name for table in tables(connection)} - fetched_tables(connection).keys()
+def _of_file(database: Path, project: Project | None, now: datetime) -> tuple[LoadStatus, str | None]:
+    """What it holds, and why that is nothing. Raises DatabaseBusyError."""
+    if not database.exists():
+        return LoadStatus(), f"nothing is loaded yet: there is no {database}"
+    with opened(database, wait_s=_LOCK_WAIT_S) as connection:
+        names = table_names(connection) - fetched_tables(connection).keys()
+        return _load_status(
+            lambda table, sql: connection.execute(sql).fetchall() if table in names else None, project, now
+        ), None
+
+
+def _of_target(target: Target, project: Project | None, now: datetime) -> tuple[LoadStatus | None, str | None]:
+    """As `_of_file`. While a load writes a package, its days are neither there nor missing: then nobody can tell."""
+    from mixpanel_source.destinations import asked
+
+    busy = None, f"another load writes to {target.where}"
+    if target.is_written(_LOCK_WAIT_S):
+        return busy
+    with asked(target) as ask:
+        last = ask and ask(_LAST_LOAD_SQL)
+        if ask is None or not last or last[0][0] is None:
+            return LoadStatus(), f"nothing is loaded yet into {target}"
+        found = _load_status(lambda _, sql: ask(sql), project, now)
+        return busy if target.is_written(0) or ask(_LAST_LOAD_SQL) != last else (found, None)
+
+
+def _load_status(ask: _Ask, project: Project | None, now: datetime) -> LoadStatus:
+    """What is not there yet is empty."""
     known: dict[str, Any] = {}
-    if "event_days" in names:
-        rows = _ask(connection, LOADED_DAYS_SQL)
+    rows = ask("event_days", LOADED_DAYS_SQL)
+    counts = ask("events", "SELECT event_date, event_name, count(*) FROM events GROUP BY event_date, event_name")
+    if rows is not None:
+        rows = [(day_of(row[0]), *row[1:]) for row in rows]
         known |= _days(rows, project, now)
-        if "events" in names:
-            known["suspect_days"] = _suspect(connection, rows)
-    if "events" in names:
-        [(known["rows"], known["newest_event"])] = _ask(connection, "SELECT count(*), max(event_time) FROM events")
-    if "rejected_lines" in names:
-        [(known["rejected_lines"],)] = _ask(connection, "SELECT count(*) FROM rejected_lines WHERE NOT loaded")
-    if "profiles" in names:
-        [(known["profiles"], known["profiles_loaded_at"])] = _ask(
-            connection,
+        if counts is not None:
+            known["suspect_days"] = _suspect(rows, counts)
+    for row in ask("events", "SELECT count(*), max(event_time) FROM events") or ():
+        known |= {"rows": row[0], "newest_event": _moment(row[1])}
+    for row in ask("rejected_lines", "SELECT count(*) FROM rejected_lines WHERE NOT loaded") or ():
+        known["rejected_lines"] = row[0]
+    for row in (
+        ask(
+            "profiles",
             "SELECT count(*), max(inserted_at) FROM profiles LEFT JOIN _dlt_loads ON load_id = profiles._dlt_load_id",
         )
-    if "_dlt_loads" in table_names(connection):
-        [(known["last_load"],)] = _ask(connection, "SELECT max(inserted_at) FROM _dlt_loads WHERE status = 0")
+        or ()
+    ):
+        known |= {"profiles": row[0], "profiles_loaded_at": _moment(row[1])}
+    for row in ask("_dlt_loads", _LAST_LOAD_SQL) or ():
+        known["last_load"] = _moment(row[0])
     return LoadStatus(**known)
 
 
-def _days(rows: Sequence[tuple[Any, ...]], project: Project | None, now: datetime) -> dict[str, Any]:
+def _moment(value: Any) -> datetime | None:
+    return None if value is None else moment_of(value)
+
+
+def _days(rows: Sequence[Sequence[Any]], project: Project | None, now: datetime) -> dict[str, Any]:
     calendar = _calendar(project)
     lookback_days = project.lookback_days if project else settings.LOOKBACK_DAYS
     whole = loaded_days([row for row in rows if row[1] is None], [None])
@@ -201,14 +258,14 @@ def _days(rows: Sequence[tuple[Any, ...]], project: Project | None, now: datetim
     return known
 
 
-def _suspect(connection: duckdb.DuckDBPyConnection, rows: Sequence[tuple[Any, ...]]) -> list[Window]:
+def _suspect(rows: Sequence[Sequence[Any]], counts: Sequence[Sequence[Any]]) -> list[Window]:
+    """`counts` are of `events`, by day and name."""
     recorded: dict[date, dict[str | None, int]] = defaultdict(dict)
     for day, label, _, _, count, _ in rows:
         recorded[day][label] = count
     there: dict[date, dict[str, int]] = defaultdict(dict)
-    counts = _ask(connection, "SELECT event_date, event_name, count(*) FROM events GROUP BY ALL")
     for day, name, count in counts:
-        there[day][name] = count
+        there[day_of(day)][name] = count
     return _windows(day for day, of_day in recorded.items() if recorded_otherwise(of_day, there[day]))
 
 
@@ -216,7 +273,7 @@ def _missing(whole: Sequence[LoadedDay], first: date, last: date) -> set[date]:
     return set(days_between(first, last)) - {day.day for day in whole}
 
 
-def _parts(rows: Sequence[tuple[Any, ...]], complete: Sequence[date]) -> dict[str, list[Window]]:
+def _parts(rows: Sequence[Sequence[Any]], complete: Sequence[date]) -> dict[str, list[Window]]:
     days: dict[str, set[date]] = defaultdict(set)
     for day, label, *_ in rows:
         if label is not None:
@@ -227,10 +284,6 @@ def _parts(rows: Sequence[tuple[Any, ...]], complete: Sequence[date]) -> dict[st
 
 def _windows(days: Iterable[date]) -> list[Window]:
     return windows_over(days, max_days=date.max.toordinal())
-
-
-def _ask(connection: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]]:
-    return connection.execute(sql).fetchall()
 
 
 def _budgets(ledger: RequestLedger | None) -> list[Budget]:

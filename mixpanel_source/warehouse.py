@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import os
 import re
 import time
@@ -12,12 +13,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ConfigError, QueryError, TableExistsError, TableNotFoundError, WarehouseError
+
+fcntl: ModuleType | None
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
 
 FetchType = Literal["events", "profiles"]
 OnWait = Callable[[float, str], None]
@@ -125,6 +133,21 @@ def sync(path: Path) -> None:
 def lock_path(database: Path) -> Path:
     """The file that a load holds locked."""
     return database.with_name(database.name + ".lock")
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process has this lock file locked. Makes none."""
+    if fcntl is None:
+        return True
+    # Shared, and for no longer than it takes: who wants it in between would be told that another one has it.
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def check_database(path: Path) -> None:

@@ -40,11 +40,10 @@ from mixpanel_source.typed import TypedUpdate
 from mixpanel_source.warehouse import FetchType, QueryResult, TableInfo
 
 if TYPE_CHECKING:
+    from mixpanel_source.destinations import Target
+    from mixpanel_source.forget import ForgetResult
     from mixpanel_source.load_plan import LoadPlan
     from mixpanel_source.verify import Verification
-
-if TYPE_CHECKING:
-    from mixpanel_source.forget import ForgetResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -242,13 +241,15 @@ class Workspace(Closing):
         events: Sequence[str] = (),
         where: str | None = None,
         count: bool = False,
+        destination: Any = None,
+        dataset: str = settings_.DATASET,
     ) -> LoadPlan:
-        """What `load` would ask for of the events: as `load_plan.plan_load`."""
+        """What `load` would ask for of the events: as `load_plan.plan_load`; `destination` as for `load`."""
         from mixpanel_source.load_plan import plan_load
 
         asked = parse_range(from_date, to_date, refresh)
         filter_ = EventFilter(events, where)
-        return plan_load(self.project, self.path, asked=asked, filter_=filter_, count=count)
+        return plan_load(self.project, self._place(destination, dataset), asked=asked, filter_=filter_, count=count)
 
     def verify(
         self,
@@ -360,13 +361,31 @@ class Workspace(Closing):
         self._close_connection()
         return typed.update_typed(self.path)
 
-    def status(self, max_days_behind: int = settings_.MAX_DAYS_BEHIND) -> Status:
-        """What is loaded, what is missing, what is wrong, and how many requests are left."""
-        return status(self.path, self.project if self._needs_account else None, max_days_behind=max_days_behind)
+    def status(
+        self,
+        max_days_behind: int = settings_.MAX_DAYS_BEHIND,
+        *,
+        destination: Any = None,
+        dataset: str = settings_.DATASET,
+    ) -> Status:
+        """What is loaded, what is missing, what is wrong, and how many requests are left.
+
+        `destination` is what `load` is given: it is looked into in place of the workspace's file.
+        """
+        project = self.project if self._needs_account else None
+        return status(self._place(destination, dataset), project, max_days_behind=max_days_behind)
 
     def info(self) -> dict[str, Any]:
         """Where everything is, and the versions in use."""
         return info(self.path, self.account.credentials.project_id if self._needs_account else None)
+
+    def _place(self, destination: Any, dataset: str) -> Path | Target:
+        """What is to be looked into, and not loaded into."""
+        if destination is None:
+            return self.path
+        from mixpanel_source.destinations import target_of
+
+        return target_of(destination, dataset, to_read=True)
 
     @contextmanager
     def _asked(self, destination: Any, dataset: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:

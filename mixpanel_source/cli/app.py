@@ -21,6 +21,7 @@ from mixpanel_source.cli import auth, completion, discovery, exit_codes, fetch, 
 from mixpanel_source.cli.forget import forget
 from mixpanel_source.cli.global_options import GlobalOptions, commands_of, takes_global_options
 from mixpanel_source.cli.load import load
+from mixpanel_source.cli.load_options import Dataset, Destination, find_target
 from mixpanel_source.cli.messages import PROGRAM, log_exception, logs_json_to_stderr, note, redacted, report
 from mixpanel_source.cli.output import (
     Format,
@@ -179,6 +180,8 @@ def status(
     max_days_behind: Annotated[
         int, typer.Option(metavar="DAYS", min=0, help="So many days without events at the end are not wrong.")
     ] = settings.MAX_DAYS_BEHIND,
+    destination: Destination = None,
+    dataset: Dataset = None,
 ) -> None:
     """What is loaded, what is missing, and how many requests are left. Answers while a load is running, too.
 
@@ -188,6 +191,7 @@ def status(
     \b
     mpload status
     mpload status --format json | jq .days_behind
+    mpload status --destination postgres
     """
     from mixpanel_source.cli.pages import write_status
     from mixpanel_source.project import project_of
@@ -198,7 +202,7 @@ def status(
     except AuthenticationError as error:
         options.say(f"{error.message}: the requests that are left are not known")
         project = None
-    found = status_of(options.find_database(), project, max_days_behind=max_days_behind)
+    found = status_of(find_target(options, destination, dataset), project, max_days_behind=max_days_behind)
     if found.problem:
         options.say(found.problem)
     write_status(found, options.output)

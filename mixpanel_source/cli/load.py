@@ -11,6 +11,8 @@ import typer
 from mixpanel_source.cli.completion import one_of
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
 from mixpanel_source.cli.load_options import (
+    DESTINATIONS,
+    Dataset,
     EventNames,
     FromDay,
     LegacyLocalTime,
@@ -26,6 +28,7 @@ from mixpanel_source.cli.load_options import (
     ToDay,
     Where,
     WindowDays,
+    refuse_dataset_alone,
 )
 from mixpanel_source.cli.messages import redacted
 from mixpanel_source.cli.output import write_records
@@ -132,13 +135,10 @@ def load(
             metavar="NAME",
             help="Load into postgres, ducklake or another destination that dlt's config and secrets tell of, instead of"
             " the DuckDB file.",
-            autocompletion=one_of("postgres", "ducklake", "motherduck", "sqlalchemy"),
+            autocompletion=DESTINATIONS,
         ),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="With --destination: the dataset (schema) there.  [default: mixpanel]"),
-    ] = None,
+    dataset: Dataset = None,
     accounts: Annotated[
         str | None,
         typer.Option(
@@ -183,8 +183,6 @@ def load(
         ("--to", to_date),
         ("--start-date", start_date),
         ("--profiles-since", profiles_since),
-        ("--destination", destination),
-        ("--dataset", dataset),
     )
     wheres = (("--where", where and where.strip()), ("--profiles-where", profiles_where and profiles_where.strip()))
     refuse_empty(*days, *wheres, *(("--event", name) for name in event or ()))
@@ -202,8 +200,7 @@ def load(
     _refuse_without(resources or (), ("--group", group), resources=("group_profiles",))
     _refuse_without(resources or (), ("--cohort", cohort), resources=("cohort_members",))
     _refuse_without(resources or (), ("--history", history or None), resources=("profiles", "cohort_members"))
-    if dataset is not None and destination is None:
-        raise ConfigError("--dataset goes with --destination", hint="the dataset of a DuckDB file is mixpanel")
+    refuse_dataset_alone(destination, dataset)
     several = options.find_accounts(accounts, all_accounts)
     if several and dataset is not None:
         raise ConfigError("each account has a dataset of its own", hint="leave out --dataset")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixpanel_source.cli.completion import DAY
+from mixpanel_source.cli.completion import DAY, one_of
+from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
+from mixpanel_source.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mixpanel_source.credentials import Account
+    from mixpanel_source.destinations import Target
+
+DESTINATIONS = one_of("postgres", "ducklake", "motherduck", "sqlalchemy", "filesystem")
 
 FromDay = Annotated[
     str | None,
@@ -60,3 +70,35 @@ LegacyLocalTime = Annotated[
         help="Whether the project was made before 2023: its days and times are those of its time zone.",
     ),
 ]
+Destination = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="What is loaded into postgres, ducklake or another destination that dlt's config tells of, instead of the"
+        " DuckDB file.",
+        autocompletion=DESTINATIONS,
+    ),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --destination: the dataset (schema) there.  [default: mixpanel]"),
+]
+
+
+def find_target(
+    options: GlobalOptions, destination: str | None, dataset: str | None, account: Account | None = None
+) -> Path | Target:
+    """What to look into, and not to load into. Raises ConfigError as `target_of`."""
+    refuse_dataset_alone(destination, dataset)
+    if destination is None:
+        return options.find_database(account)
+    from mixpanel_source.destinations import target_of
+    from mixpanel_source.settings import DATASET
+
+    return target_of(destination, dataset or DATASET, to_read=True)
+
+
+def refuse_dataset_alone(destination: str | None, dataset: str | None) -> None:
+    refuse_empty(("--destination", destination), ("--dataset", dataset))
+    if dataset is not None and destination is None:
+        raise ConfigError("--dataset goes with --destination", hint="the dataset of a DuckDB file is mixpanel")

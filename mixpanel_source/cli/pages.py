@@ -25,7 +25,7 @@ _SHOWN_RANGES = 10
 def write_status(status: Status, format_: Format) -> None:
     loaded = status.loaded
     record: dict[str, Any] = {
-        "database": str(status.database),
+        "database": status.where,
         "problem": status.problem,
         "running": status.running and {"began_at": status.running.began_at, "pid": status.running.pid},
         "last_run": status.last_run and _run_record(status.last_run),
@@ -56,7 +56,7 @@ def ranges(windows: Sequence[Window]) -> list[dict[str, Any]]:
 
 def _in_words(status: Status) -> dict[str, str | None]:
     """For eyes: only what there is to say, a line each."""
-    words: dict[str, str | None] = {"database": str(status.database)}
+    words: dict[str, str | None] = {"database": status.where}
     if status.running:
         words["running"] = f"since {_moment(status.running.began_at)} (PID {status.running.pid})"
     words["last run"] = _run(status.last_run) if status.last_run else "not known"

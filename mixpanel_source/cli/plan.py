@@ -8,6 +8,8 @@ import typer
 
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
 from mixpanel_source.cli.load_options import (
+    Dataset,
+    Destination,
     EventNames,
     FromDay,
     LegacyLocalTime,
@@ -22,6 +24,7 @@ from mixpanel_source.cli.load_options import (
     ToDay,
     Where,
     WindowDays,
+    find_target,
 )
 from mixpanel_source.cli.output import Format, write_record
 from mixpanel_source.cli.simulation import Asked, Supposed, write_simulation
@@ -59,6 +62,8 @@ def plan(
     request_share: RequestShare = None,
     project_timezone: ProjectTimezone = None,
     legacy_local_time: LegacyLocalTime = None,
+    destination: Destination = None,
+    dataset: Dataset = None,
     simulate: Annotated[
         bool,
         typer.Option(
@@ -161,6 +166,8 @@ def plan(
         ("--sweep-days", sweep_days),
         ("--project-timezone", project_timezone),
         ("--legacy-local-time", legacy_local_time),
+        ("--destination", destination),
+        ("--dataset", dataset),
     )
     of_simulations = (
         ("--events-per-day", events_per_day),
@@ -211,7 +218,7 @@ def plan(
     )
     found = plan_load(
         project,
-        options.find_database(account),
+        find_target(options, destination, dataset, account),
         asked=dates_of(project, from_date, to_date, refresh),
         filter_=EventFilter(event or (), where),
         count=count,
@@ -224,7 +231,7 @@ def _record(found: LoadPlan) -> dict[str, Any]:
 
     forecast = found.forecast
     return {
-        "database": str(found.database),
+        "database": found.where,
         "days": forecast.days,
         "days_to_load": ranges(found.days),
         "days_there": ranges(found.there),
@@ -255,7 +262,7 @@ def _in_words(found: LoadPlan) -> dict[str, str]:
 
     forecast = found.forecast
     words = {
-        "database": str(found.database),
+        "database": found.where,
         "to load": days_in_words(found.days),
         "there": days_in_words(found.there),
         "requests": requests_in_words(forecast.requests, forecast.requests_at_most),
