@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 
+from mixpanel_source import settings
+from mixpanel_source.destinations import Target, target_of
 from mixpanel_source.errors import AuthenticationError, ConfigError, PlanError, WarehouseError
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import LoadResult, load
@@ -24,7 +27,8 @@ from mixpanel_source.warehouse import database_path
 from mixpanel_source.windows import ONE_DAY, DateRange, LoadedDay, Window, windows_over
 
 LOAD_WAIT_S = 4 * 3600.0
-"""How long a load waits for another one that works on the same file: DuckDB has one writer."""
+"""How long a load waits for another one that works on the same file, as DuckDB has one writer, or on the same dataset
+from the same data folder."""
 
 FAILS_AGAIN = (AuthenticationError, ConfigError, PlanError)
 """Errors that no retry helps."""
@@ -53,6 +57,11 @@ def database_of(project: Project) -> Path:
     """The file to load into: `MP_DB`, else the project's in the data folder, wherever a worker happens to run."""
     named = os.environ.get("MP_DB")
     return Path(named).expanduser().absolute() if named else database_path(project.credentials.project_id).absolute()
+
+
+def target_for(project: Project, destination: str | None = None, dataset: str = settings.DATASET) -> Target:
+    """The file of `database_of`, or `dataset` of a destination by dlt's name of it. Raises as `target_of`."""
+    return target_of(destination, dataset) if destination else Target(database_of(project))
 
 
 def days_of(project: Project, start: datetime | None, end: datetime | None) -> Window:
@@ -89,21 +98,21 @@ def days_between(from_date: str | date, to_date: str | date) -> Window:
     return Window(first, last)
 
 
-def windows_to_load(project: Project, database: Path, days: Window, *, refresh: bool = False) -> list[PlannedWindow]:
+def windows_to_load(project: Project, target: Target, days: Window, *, refresh: bool = False) -> list[PlannedWindow]:
     """The export requests that a load of `days` would make, as `mpload plan --count` tells: a task each, say.
 
     Days that are complete are left out, unless `refresh`. A window whose events are known is to be loaded `at_once`;
     where nothing tells of them, its load decides on the requests.
     """
     asked = DateRange(days.first, days.last, refresh)
-    with locked(database, LOAD_WAIT_S):
-        plan = plan_load(project, database, asked=asked, count=project.count_events)
+    with _alone(target):
+        plan = plan_load(project, target, asked=asked, count=project.count_events)
     return list(plan.forecast.windows)
 
 
 def load_days(
     project: Project,
-    database: Path,
+    target: Target,
     days: Window,
     *,
     since: datetime | None = None,
@@ -114,8 +123,8 @@ def load_days(
 
     With `refresh` settled days, too. `since` is when the run began that this is an attempt of (now, without): what was
     exported after it, be it loaded or only on the disk, is not asked for again, so that a retry goes on where the one
-    before stopped. `at_once` asks for days that follow each other in one request, as planned. Waits while another load
-    works on the file. Raises what `load` does, and the error of `events`.
+    before stopped. `at_once` asks for days that follow each other in one request, as planned. Waits as LOAD_WAIT_S
+    says. Raises what `load` does, and the error of `events`.
     """
     if at_once:
         project = replace(project, window_days=len(days))
@@ -123,25 +132,25 @@ def load_days(
     requests = 0
     warnings: list[str] = []
     # Held throughout: what another run has loaded meanwhile is not asked for again, and nobody writes while this reads.
-    with locked(database, LOAD_WAIT_S):
-        for window, is_again in _to_ask(project, _loaded(database, days), days, since, refresh):
+    with _alone(target):
+        for window, is_again in _to_ask(project, _loaded(target, days), days, since, refresh):
             asked = DateRange(window.first, window.last, is_again)
-            result = load(project, database, ["events"], asked=asked, since=since, is_locked=True)
+            result = load(project, target, ["events"], asked=asked, since=since, is_locked=True)
             requests += result.metrics.requests_by_api.get("export", 0)
             warnings += result.warnings
             if result.error is not None:
                 raise result.error
-        return DaysLoad(_loaded(database, days), requests, warnings)
+        return DaysLoad(_loaded(target, days), requests, warnings)
 
 
-def load_table(project: Project, database: Path, table: str) -> LoadResult:
+def load_table(project: Project, target: Target, table: str) -> LoadResult:
     """Load a table without days, or the days of a table of reports that are new or not settled.
 
-    Waits while another load works on the file. Raises what `load` does, and the error of the table: PlanError, too,
-    where the project's plan does not include it.
+    Waits as LOAD_WAIT_S says. Raises what `load` does, and the error of the table: PlanError, too, where the project's
+    plan does not include it.
     """
-    with locked(database, LOAD_WAIT_S):
-        result = load(project, database, [table], is_locked=True)
+    with _alone(target):
+        result = load(project, target, [table], is_locked=True)
     if result.error is not None:
         raise result.error
     if any(loaded.is_left_out for loaded in result.tables):
@@ -149,25 +158,27 @@ def load_table(project: Project, database: Path, table: str) -> LoadResult:
     return result
 
 
-def status_of(project: Project) -> LoadStatus:
-    """What the project's file holds. Raises WarehouseError where it cannot be told."""
-    database = database_of(project)
-    with locked(database, LOAD_WAIT_S):
-        told = status(database, project)
+def status_of(project: Project, target: Target) -> LoadStatus:
+    """What it holds. Raises WarehouseError where it cannot be told."""
+    with _alone(target):
+        told = status(target, project)
     if told.loaded is None or told.problem is not None:
-        raise WarehouseError(told.problem or "nothing can be told of the database")
+        raise WarehouseError(told.problem or f"nothing can be told of {target}")
     return told.loaded
 
 
-def verify_of(project: Project) -> Verification:
-    """As `verify` of all that is loaded, once no load works on the file."""
-    database = database_of(project)
-    with locked(database, LOAD_WAIT_S):
-        return verify(project, database)
+def verify_of(project: Project, target: Target) -> Verification:
+    """As `verify` of all that is loaded, once no load works on it."""
+    with _alone(target):
+        return verify(project, target)
 
 
-def _loaded(database: Path, days: Window) -> list[LoadedDay]:
-    return [day for day in loaded_days_in(database, EventFilter()) if day.day in days]
+def _alone(target: Target) -> AbstractContextManager[None]:
+    return locked(target.path, LOAD_WAIT_S, what=target)
+
+
+def _loaded(target: Target, days: Window) -> list[LoadedDay]:
+    return [day for day in loaded_days_in(target, EventFilter()) if day.day in days]
 
 
 def _to_ask(

@@ -3,7 +3,7 @@
 Credentials: the connection `mixpanel` (login and password are those of the service account; extra is JSON:
 `project_id`, `region`, and any setting of an account), else `[sources.mixpanel.credentials]` of dlt, which the
 Variable `dlt_secrets_toml` may hold, else `MP_USERNAME` ... of the environment. `MP_DB` names the DuckDB file, which
-all workers have to reach.
+all workers have to reach; `MIXPANEL_DESTINATION` another destination of dlt's to load into.
 
 Nothing of dlt is imported, and nobody asked, until a task runs: Airflow reads this file again and again.
 """
@@ -20,6 +20,7 @@ from airflow.sdk import CronDataIntervalTimetable, CronTriggerTimetable, Param, 
 
 if TYPE_CHECKING:
     from mixpanel_source import Project
+    from mixpanel_source.destinations import Target
 
 CONNECTION = "mixpanel"
 TIMEZONE = "UTC"
@@ -29,7 +30,9 @@ TABLES = ("events", "profiles")
 """Loaded as they are now; of events that is what is late or missing."""
 PROJECTS_AT_ONCE = 4
 DESTINATION = os.environ.get("MIXPANEL_DESTINATION")
-"""Of mixpanel_projects: dlt's name of it, such as postgres; None: DuckDB files."""
+"""dlt's name of it, such as postgres, whose credentials are dlt's; None: DuckDB files."""
+DATASET = os.environ.get("MIXPANEL_DATASET", "mixpanel")
+"""In the destination; mixpanel_projects has one for each account."""
 
 DEFAULTS: dict[str, Any] = {
     "retries": 3,
@@ -85,12 +88,12 @@ def mixpanel_backfill() -> None:
 
     @task
     def windows(params: Any = None) -> list[dict[str, Any]]:
-        from mixpanel_source.orchestration import database_of, days_between, windows_to_load
+        from mixpanel_source.orchestration import days_between, windows_to_load
 
         with errors_told():
             project = open_project()
             days = days_between(params["from_date"], params["to_date"])
-            found = windows_to_load(project, database_of(project), days, refresh=params["refresh"])
+            found = windows_to_load(project, target_of(project), days, refresh=params["refresh"])
         return [
             {"first": str(one.window.first), "last": str(one.window.last), "at_once": one.events is not None}
             for one in found
@@ -117,11 +120,11 @@ def mixpanel_current() -> None:
 
     @task(map_index_template="{{ table }}")
     def load(table: str) -> dict[str, int]:
-        from mixpanel_source.orchestration import database_of, load_table
+        from mixpanel_source.orchestration import load_table
 
         with errors_told():
             project = open_project()
-            metrics = load_table(project, database_of(project), table).metrics
+            metrics = load_table(project, target_of(project), table).metrics
         return {"rows": metrics.rows, "requests": metrics.requests, "days": metrics.days}
 
     load.expand(table=list(TABLES))
@@ -176,14 +179,20 @@ def load_events(
     project: Project, first: str, last: str, *, dag_run: Any, refresh: bool, at_once: bool = False
 ) -> dict[str, int]:
     """Days, both included. What the run had exported before it was tried again is not asked for again."""
-    from mixpanel_source.orchestration import database_of, days_between, load_days
+    from mixpanel_source.orchestration import days_between, load_days
 
     days = days_between(first, last)
     since = began_at(dag_run)
-    loaded = load_days(project, database_of(project), days, since=since, refresh=refresh, at_once=at_once)
+    loaded = load_days(project, target_of(project), days, since=since, refresh=refresh, at_once=at_once)
     for warning in loaded.warnings:
         print(warning)
     return {"rows": loaded.rows, "bytes": loaded.bytes, "requests": loaded.requests, "days": len(days)}
+
+
+def target_of(project: Project) -> Target:
+    from mixpanel_source.orchestration import target_for
+
+    return target_for(project, DESTINATION, DATASET)
 
 
 def began_at(dag_run: Any) -> datetime | None:

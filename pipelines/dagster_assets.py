@@ -5,7 +5,8 @@ dagster-dlt names the assets after the resources of the dlt source. The library'
 commits window by window, keeps the typed tables in step, and waits while another run writes to the same DuckDB file.
 
 Credentials: `[sources.mixpanel.credentials]` of .dlt/secrets.toml, `MP_USERNAME` ... in the environment, or
-~/.mp/config.toml; none are needed to load the definitions. `MP_DB` names the DuckDB file.
+~/.mp/config.toml; none are needed to load the definitions. `MP_DB` names the DuckDB file, `MIXPANEL_DESTINATION`
+another destination of dlt's to load into.
 """
 # No `from __future__ import annotations`: Dagster has to see the types of `context` and `config` as they are.
 
@@ -20,7 +21,7 @@ import dagster as dg
 from dagster_dlt import DagsterDltTranslator
 from dagster_dlt.translator import DltResourceTranslatorData
 
-from mixpanel_source import mixpanel_source
+from mixpanel_source import Project, mixpanel_source
 from mixpanel_source.source import configured_project
 
 START_DATE = os.environ.get("MIXPANEL_START_DATE", "2024-01-01")
@@ -33,7 +34,9 @@ LATE_DAYS = 5
 SCHEDULED_TABLES = ("profiles",)
 """Of the tables without days; the others are loaded when you say so."""
 DESTINATION = os.environ.get("MIXPANEL_DESTINATION")
-"""Of mixpanel/project: dlt's name of it, such as postgres; None: DuckDB files."""
+"""dlt's name of it, such as postgres, whose credentials are dlt's; None: DuckDB files."""
+DATASET = os.environ.get("MIXPANEL_DATASET", "mixpanel")
+"""In the destination; mixpanel/project has one for each account."""
 PROJECTS_POOL = "mixpanel_projects"
 """Projects are loaded at once, each into a place of its own: as many as this pool has slots."""
 
@@ -80,12 +83,12 @@ class EventsConfig(dg.Config):
 )
 def mixpanel_events(context: dg.AssetExecutionContext, config: EventsConfig) -> Iterator[dg.MaterializeResult]:
     """The partitions' days, and no others. Loaded again, a day that is not settled is exported once more."""
-    from mixpanel_source.orchestration import database_of, days_of, load_days
+    from mixpanel_source.orchestration import days_of, load_days
 
     with errors_told():
         project = configured_project()
         days = days_of(project, *context.partition_time_window)
-        loaded = load_days(project, database_of(project), days, since=began_at(context), refresh=config.refresh)
+        loaded = load_days(project, target_of(project), days, since=began_at(context), refresh=config.refresh)
     for warning in loaded.warnings:
         context.log.warning(warning)
     for day in loaded.days:
@@ -99,11 +102,11 @@ def table_asset(table: str) -> dg.AssetsDefinition:
 
     @dg.multi_asset(name=f"mixpanel_{table}", specs=[SPECS[table]], pool=POOL, retry_policy=RETRY)
     def load_table(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
-        from mixpanel_source.orchestration import database_of, load_table
+        from mixpanel_source.orchestration import load_table
 
         with errors_told():
             project = configured_project()
-            loaded = load_table(project, database_of(project), table)
+            loaded = load_table(project, target_of(project), table)
         for warning in loaded.warnings:
             context.log.warning(warning)
         metrics = loaded.metrics
@@ -141,6 +144,13 @@ def mixpanel_project(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
     return dg.MaterializeResult(metadata={"rows": metrics.rows, "requests": metrics.requests, "days": metrics.days})
 
 
+def target_of(project: Project) -> Any:
+    """Of DESTINATION, else the DuckDB file."""
+    from mixpanel_source.orchestration import target_for
+
+    return target_for(project, DESTINATION, DATASET)
+
+
 def began_at(context: dg.AssetExecutionContext) -> datetime:
     """When the first attempt did: what was exported since is not asked for again."""
     run = context.run
@@ -166,7 +176,8 @@ def complete() -> dg.AssetCheckResult:
     """Every day from the first loaded one to yesterday was exported whole, after its end."""
     from mixpanel_source.orchestration import status_of
 
-    loaded = status_of(configured_project())
+    project = configured_project()
+    loaded = status_of(project, target_of(project))
     missing, incomplete = loaded.missing_days, loaded.incomplete_days
     return dg.AssetCheckResult(
         passed=loaded.days > 0 and not missing and not incomplete,
@@ -183,7 +194,8 @@ def fresh() -> dg.AssetCheckResult:
     """Yesterday, in the project's calendar, is loaded."""
     from mixpanel_source.orchestration import status_of
 
-    loaded = status_of(configured_project())
+    project = configured_project()
+    loaded = status_of(project, target_of(project))
     return dg.AssetCheckResult(
         passed=loaded.days_behind == 0,
         metadata={"last_day": str(loaded.last_day), "days_behind": loaded.days_behind, "rows": loaded.rows},
@@ -196,7 +208,8 @@ def counts_agree() -> dg.AssetCheckResult:
     from mixpanel_source.orchestration import verify_of
 
     with errors_told():
-        found = verify_of(configured_project())
+        project = configured_project()
+        found = verify_of(project, target_of(project))
     wrong = [f"{one.day} {one.event or '(the day)'}: {one.loaded}, {one.mixpanel}" for one in found.wrong]
     metadata: dict[str, Any] = {"wrong": "\n".join(wrong[:20])}
     return dg.AssetCheckResult(passed=not wrong, metadata=metadata | dict(found.verdicts))

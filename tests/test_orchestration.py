@@ -10,6 +10,7 @@ import pytest
 from conftest import NOW, Clock, Sql, merge_broken_off
 
 from mixpanel_source.credentials import Credentials
+from mixpanel_source.destinations import Target
 from mixpanel_source.errors import AuthenticationError, ConfigError, PlanError, WarehouseError
 from mixpanel_source.orchestration import (
     database_of,
@@ -85,26 +86,26 @@ def test_a_retry_asks_for_what_its_run_has_not_loaded_yet(
     recent = Window(TODAY - timedelta(days=2), TODAY - timedelta(days=1))
     both = Window(OLD.first, recent.last)
     fill(sandbox, both, 1)
-    load_days(project, database, recent)
+    load_days(project, Target(database), recent)
     clock.now = began = NOW + timedelta(hours=1)
     fill(sandbox, recent, 3)
-    assert [day.rows for day in load_days(project, database, recent, since=began).days] == [3, 3]
+    assert [day.rows for day in load_days(project, Target(database), recent, since=began).days] == [3, 3]
     clock.now += timedelta(hours=1)
     before = len(exports(sandbox))
-    assert load_days(project, database, recent, since=began).requests == 0
+    assert load_days(project, Target(database), recent, since=began).requests == 0
     assert len(exports(sandbox)) == before
-    assert load_days(project, database, recent, since=clock.now).requests == 1  # another run
+    assert load_days(project, Target(database), recent, since=clock.now).requests == 1  # another run
 
 
 def test_settled_days_are_asked_for_again_only_with_refresh(
     project: Project, sandbox: Sandbox, database: Path, clock: Clock, sql: Sql
 ) -> None:
     fill(sandbox, OLD)
-    load_days(project, database, OLD)
+    load_days(project, Target(database), OLD)
     clock.now += timedelta(hours=1)
     fill(sandbox, OLD, 1)
-    assert load_days(project, database, OLD).requests == 0
-    done = load_days(project, database, OLD, refresh=True)  # of sizes that are known by now
+    assert load_days(project, Target(database), OLD).requests == 0
+    done = load_days(project, Target(database), OLD, refresh=True)  # of sizes that are known by now
     assert (done.requests, done.rows, len(done.days)) == (1, 3, 3)
     assert sql("SELECT count(*) FROM events") == [(3,)]
 
@@ -114,7 +115,7 @@ def test_a_retry_of_a_refresh_takes_up_what_its_run_has_on_the_disk_and_nothing_
     project: Project, sandbox: Sandbox, database: Path, clock: Clock, sql: Sql
 ) -> None:
     fill(sandbox, OLD)
-    load_days(project, database, OLD)
+    load_days(project, Target(database), OLD)
     fill(sandbox, OLD, 3)
     clock.now = began = NOW + timedelta(hours=1)
 
@@ -122,19 +123,19 @@ def test_a_retry_of_a_refresh_takes_up_what_its_run_has_on_the_disk_and_nothing_
         before = len(exports(sandbox))
         clock.now += timedelta(minutes=1)
         with merge_broken_off("events"), pytest.raises(WarehouseError):
-            load_days(project, database, OLD, since=began, refresh=True)
+            load_days(project, Target(database), OLD, since=began, refresh=True)
         return len(exports(sandbox)) - before
 
     assert broken_off() == 1
     assert broken_off() == 0
     clock.now += timedelta(minutes=1)
-    assert load_days(project, database, OLD, since=began, refresh=True).requests == 0
+    assert load_days(project, Target(database), OLD, since=began, refresh=True).requests == 0
     assert sql("SELECT count(*) FROM events") == [(9,)]
     began = clock.now = clock.now + timedelta(hours=1)
     assert broken_off() == 1
     fill(sandbox, OLD, 4)
     clock.now += timedelta(minutes=1)
-    done = load_days(project, database, OLD, since=clock.now, refresh=True)  # another run
+    done = load_days(project, Target(database), OLD, since=clock.now, refresh=True)  # another run
     assert done.requests
     assert sql("SELECT count(*) FROM events") == [(12,)]
 
@@ -145,12 +146,12 @@ def test_windows_as_planned_are_asked_for_at_once(project: Project, sandbox: San
     days = days_between("2024-02-01", "2024-02-11")
     fill(sandbox, Window(days.first, days.first), 12)
     fill(sandbox, Window(days.first + timedelta(days=1), days.last), 1)
-    windows = windows_to_load(project, database, days)
+    windows = windows_to_load(project, Target(database), days)
     assert [str(one.window) for one in windows] == ["2024-02-01", "2024-02-02 to 2024-02-11"]
     for one in windows:
-        load_days(project, database, one.window, at_once=one.events is not None)
+        load_days(project, Target(database), one.window, at_once=one.events is not None)
     assert len(exports(sandbox)) == 2
-    assert windows_to_load(project, database, days) == []
+    assert windows_to_load(project, Target(database), days) == []
 
 
 def test_a_load_waits_for_the_one_that_works_on_the_file(project: Project, sandbox: Sandbox, database: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_load_waits_for_the_one_that_works_on_the_file(project: Project, sandb
     done = threading.Event()
 
     def load_and_tell() -> None:
-        load_days(project, database, OLD)
+        load_days(project, Target(database), OLD)
         done.set()
 
     with locked(database):
@@ -173,7 +174,7 @@ def test_a_load_waits_for_the_one_that_works_on_the_file(project: Project, sandb
 def test_a_table_that_the_plan_lacks_is_an_error(project: Project, sandbox: Sandbox, database: Path) -> None:
     sandbox.plan_402 = ["cohorts/list"]
     with pytest.raises(PlanError, match="cohorts"):
-        load_table(project, database, "cohorts")
+        load_table(project, Target(database), "cohorts")
 
 
 def test_a_project_comes_from_dlts_settings_or_from_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
