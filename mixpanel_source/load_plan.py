@@ -81,10 +81,9 @@ def plan_load(
     database = into if isinstance(into, Path) else into.path
     if target is None:
         check_database(database)
-        rows: Sequence[Sequence[Any]] = _loaded_rows(database)
     else:
         project = replace(project, sweep_days=0)  # as a load into it has them
-        rows = _rows_there(target)
+    rows = _loaded_rows(into)
     loaded = _loaded(rows, filter_)
     sweeps = _sweeps_due(project, database, asked, filter_, loaded)
     plan = project.plan(asked, loaded)
@@ -122,29 +121,28 @@ def _sweeps_due(
         return len(due_in(project, connection, loaded, datetime.now(UTC)))
 
 
-def loaded_days_in(database: Path, filter_: EventFilter) -> list[LoadedDay]:
+def loaded_days_in(into: Path | Target, filter_: EventFilter) -> list[LoadedDay]:
     """As `source.loaded_days_of`, without a pipeline."""
-    return _loaded(_loaded_rows(database), filter_)
+    return _loaded(_loaded_rows(into), filter_)
 
 
 def _loaded(rows: Sequence[Sequence[Any]], filter_: EventFilter) -> list[LoadedDay]:
     return [] if filter_.where is not None else loaded_days(rows, filter_.labels)
 
 
-def _loaded_rows(database: Path) -> list[tuple[Any, ...]]:
+def _loaded_rows(into: Path | Target) -> Sequence[Sequence[Any]]:
+    if not isinstance(into, Path) and not into.is_file:
+        from mixpanel_source.destinations import asked
+
+        with asked(into) as ask:
+            return (ask and ask(LOADED_DAYS_SQL)) or ()
+    database = into if isinstance(into, Path) else into.path
     if not database.exists():
-        return []
+        return ()
     with opened(database) as connection:
         if not {"event_days", "_dlt_loads"} <= table_names(connection):
-            return []
+            return ()
         return connection.execute(LOADED_DAYS_SQL).fetchall()
-
-
-def _rows_there(target: Target) -> Sequence[Sequence[Any]]:
-    from mixpanel_source.destinations import asked
-
-    with asked(target) as ask:
-        return (ask and ask(LOADED_DAYS_SQL)) or ()
 
 
 def _source(day: date, loaded: Collection[date], counted: Collection[date]) -> SizeSource:

@@ -170,7 +170,7 @@ def status_of(project: Project, target: Target) -> LoadStatus:
 def verify_of(project: Project, target: Target) -> Verification:
     """As `verify` of all that is loaded, once no load works on it."""
     with _alone(target):
-        return verify(project, target)
+        return verify(project, target.path)
 
 
 def _alone(target: Target) -> AbstractContextManager[None]:

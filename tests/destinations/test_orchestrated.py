@@ -7,10 +7,10 @@ from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
+from conftest import Clock
 from export_lines import day_lines, days
 
 from destinations.conftest import Place, contents
-from mixpanel_source.destinations import Target
 from mixpanel_source.orchestration import days_between, load_days, load_table, status_of, target_for, windows_to_load
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox
@@ -18,7 +18,7 @@ from mixpanel_source.sandbox import Sandbox
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-sqlite", "delta", "iceberg"])
 def test_windows_are_loaded_once_as_planned(
-    kind: str, make_place: Callable[[str], Place], sandbox: Sandbox, project: Project, monkeypatch: pytest.MonkeyPatch
+    kind: str, make_place: Callable[[str], Place], sandbox: Sandbox, project: Project, clock: Clock
 ) -> None:
     place = make_place(kind)
     target = target_for(project, place.destination, "of_us")
@@ -40,14 +40,14 @@ def test_windows_are_loaded_once_as_planned(
     again = load_days(project, target, asked)
     assert (again.requests, again.rows, len(again.days)) == (0, 22, 11)
     # A day that is asked for once more comes back as it is now.
-    sandbox.set_day(month[1], [])
+    sandbox.set_day(month[1], day_lines(month[1], 3))
+    clock.now += timedelta(hours=1)
     second = date.fromisoformat(month[1])
     done = load_days(project, target, days_between(second, second), refresh=True)
-    assert (done.requests, done.rows) == (1, 0)
-    assert len(contents(target, "events")["events"]) == 21
+    assert (done.requests, done.rows) == (1, 3)
+    assert len(contents(target, "events")["events"]) == 24
     sandbox.set_profiles([{"$distinct_id": "u", "$properties": {}}])
     assert load_table(project, target, "profiles").metrics.rows == 1
     told = status_of(project, target)
-    assert (told.days, told.rows, told.profiles) == (11, 21, 1)
+    assert (told.days, told.rows, told.profiles) == (11, 24, 1)
     assert told.missing_days[0].first == date.fromisoformat(month[-1]) + timedelta(days=1)
-    assert not Target(target.path).path.exists()  # nothing of it is in a DuckDB file
