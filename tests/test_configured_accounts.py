@@ -78,18 +78,18 @@ def test_accounts_of_the_config_file_count_where_dlts_configuration_has_none(con
 
 def test_providers_may_each_say_a_part_of_an_account(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     configure(
-        f'[sources.mixpanel.accounts."A one"]\n{SECRET}lookback_days = 7\n[sources.mixpanel.accounts.b]\n{SECRET}',
-        f'[sources.mixpanel.accounts."A one"]\n{PLAIN}lookback_days = 6\n[sources.mixpanel.accounts.b]\n{PLAIN}',
+        f'[sources.mixpanel.accounts."A one"]\n{SECRET}lookback_days = 7\n[sources.mixpanel.accounts.Eu_2]\n{SECRET}',
+        f'[sources.mixpanel.accounts."A one"]\n{PLAIN}lookback_days = 6\n[sources.mixpanel.accounts.Eu_2]\n{PLAIN}',
     )
-    for name, value in {"B__SECRET": "12345", "B__LOOKBACK_DAYS": "9", "B__LEGACY_LOCAL_TIME": "true"}.items():
-        monkeypatch.setenv(f"SOURCES__MIXPANEL__ACCOUNTS__{name}", value)
+    for name, value in {"SECRET": "12345", "LOOKBACK_DAYS": "9", "LEGACY_LOCAL_TIME": "true"}.items():
+        monkeypatch.setenv(f"SOURCES__MIXPANEL__ACCOUNTS__EU_2__{name}", value)
     for name, value in {"USERNAME": "u", "SECRET": "x__y", "PROJECT_ID": "7", "REGION": "us"}.items():
         monkeypatch.setenv(f"SOURCES__MIXPANEL__ACCOUNTS__OF_THE_ENVIRONMENT__{name}", value)
-    one, b, third = configured_accounts().values()
+    one, eu, third = configured_accounts().values()
     assert (one.name, one.credentials.secret.reveal(), one.credentials.region) == ("A one", PLANTED, "eu")
     assert one.load_settings == {"lookback_days": 7}
-    assert (b.name, b.credentials.secret.reveal(), b.legacy_local_time) == ("b", "12345", True)
-    assert b.load_settings == {"lookback_days": 9}
+    assert (eu.name, eu.credentials.secret.reveal(), eu.legacy_local_time) == ("Eu_2", "12345", True)
+    assert eu.load_settings == {"lookback_days": 9}
     assert (third.name, third.credentials.secret.reveal()) == ("of_the_environment", "x__y")
 
 
