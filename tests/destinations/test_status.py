@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import closing
 from dataclasses import replace
@@ -9,21 +10,24 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import mpload_here
 import pytest
 from conftest import Clock
 from export_lines import day_lines, days
 
 from destinations.conftest import KINDS
 from destinations.test_contract import MakePlace
+from mixpanel_source.cli.sandbox import environment
 from mixpanel_source.destinations import Target, target_of, type_of
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.project import Project
-from mixpanel_source.sandbox import Sandbox
+from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.status import LoadStatus, Status, status
 from mixpanel_source.windows import DateRange, Window
+from mixpanel_source.workspace import Workspace
 
 
 def march(first: int, last: int | None = None) -> Window:
@@ -138,3 +142,39 @@ def test_it_is_that_of_a_file_loaded_alike_and_makes_nothing(
     assert told[0].last_run is not None
     assert told[0].loaded is not None
     assert told[0].loaded.profiles_loaded_at is not None
+
+
+def test_mpload_tells_it_in_the_same_words_with_the_same_exit_code(
+    make_place: MakePlace, server: SandboxServer, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("sqlite")
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    where = ("--destination", place.destination, "--dataset", "other", "-f", "json")
+    nothing = mpload_here.run(["status", *where])
+    assert (nothing.code, "nothing is loaded yet into sqlalchemy" in nothing.err) == (1, True)
+    load_march(project, target_of(place.destination, "other"), 4, 5)
+    told = json.loads(mpload_here.run(["status", *where]).out)
+    assert (told["days"], told["missing_days"][0]["from"]) == (2, "2024-03-06")
+    assert told["database"].endswith(", dataset other")
+    done = mpload_here.run(["status", *where, "--max-days-behind", "99999"])
+    assert (done.code, json.loads(done.out)["wrong"]) == (0, [])
+    planned = json.loads(mpload_here.run(["plan", *where, "--from", "2024-03-04", "--to", "2024-03-07"]).out)
+    assert (planned["days"], planned["days_there"][0]["days"], planned["database"]) == (2, 2, told["database"])
+    loaded = Workspace().status(destination=place.destination, dataset="other").loaded
+    assert loaded is not None
+    assert loaded.days == 2
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_what_cannot_be_asked_is_an_error_without_secrets(
+    command: str, server: SandboxServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", "postgresql://u:pl4nted@127.0.0.1:1/x")
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    done = mpload_here.run([command, "--destination", "postgres", "-f", "json"])
+    assert (done.code, json.loads(done.err.splitlines()[-1])["error"]) == (1, "WarehouseError")
+    assert "cannot read postgres" in done.err
+    assert "pl4nted" not in done.err + done.out
+    assert not (tmp_path / "data" / "destinations").exists()
