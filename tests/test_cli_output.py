@@ -440,6 +440,7 @@ MISTAKES = [
     ("verify --event=", 3, "ConfigError"),
     ("verify {span} --account wrong", 2, "AuthenticationError"),
     ("verify --db {missing}", 1, "WarehouseError"),
+    ("verify --dataset other", 3, "ConfigError"),
     ("demo now", 3, "UsageError"),
     ("init {config}", 1, "WarehouseError"),
     ("sandbox {missing}", 3, "ConfigError"),

@@ -19,6 +19,7 @@ from destinations.conftest import KINDS
 from destinations.test_contract import MakePlace
 from mixpanel_source.cli.sandbox import environment
 from mixpanel_source.destinations import Target, target_of, type_of
+from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
@@ -26,6 +27,7 @@ from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.status import LoadStatus, Status, status
+from mixpanel_source.verify import Verification, verify
 from mixpanel_source.windows import DateRange, Window
 from mixpanel_source.workspace import Workspace
 
@@ -178,3 +180,35 @@ def test_what_cannot_be_asked_is_an_error_without_secrets(
     assert "cannot read postgres" in done.err
     assert "pl4nted" not in done.err + done.out
     assert not (tmp_path / "data" / "destinations").exists()
+
+
+def test_a_lake_is_verified_and_repaired_as_a_file(
+    make_place: MakePlace, sandbox: Sandbox, project: Project, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("ducklake-sqlite")
+    for day in days("2024-03-01", 8):
+        sandbox.set_day(day, [*day_lines(day, 3), *day_lines(day, 2, "B", first=3)])
+    project = replace(project, typed_tables=False)
+    found: list[tuple[Verification, Verification]] = []
+    first, last = date(2024, 3, 1), date(2024, 3, 3)
+    with pytest.raises(WarehouseError, match="nothing is loaded"):
+        verify(project, target_of("ducklake", to_read=True))
+    for target in (place.target(), Target(database)):
+        load_march(project, target, 1, 2)
+        take_away(target, "event_date = '2024-03-02' AND insert_id = 'i1'")
+        looked_into = target_of("ducklake", to_read=True) if found == [] else target
+        before = verify(project, looked_into, from_date=first, to_date=last)
+        found.append((before, verify(project, target, from_date=first, to_date=last, repair=True)))
+    assert found[0] == found[1]
+    before, after = found[0]
+    assert {(count.day.day, count.verdict) for count in before.wrong} >= {(2, "different"), (3, "missing")}
+    assert (after.wrong, [day.day for day in after.repaired]) == ([], [2, 3])
+    monkeypatch.setattr("mixpanel_source.verify.LOCK_WAIT_S", 0.0)
+    with place.target().written_alone(0), pytest.raises(WarehouseError, match="another load writes"):
+        verify(project, target_of("ducklake", to_read=True))
+
+
+def test_another_destination_is_not_verified(make_place: MakePlace, project: Project) -> None:
+    place = make_place("sqlite")
+    with pytest.raises(ConfigError, match="DuckDB files and ducklake alone"):
+        verify(project, target_of(place.destination, to_read=True))
