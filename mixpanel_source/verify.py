@@ -6,12 +6,13 @@ Mixpanel counts in the project's time zone (Managing Projects), after it has rem
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import quote_plus
 
 import duckdb
@@ -19,15 +20,18 @@ import duckdb
 from mixpanel_source import settings
 from mixpanel_source.client import compact
 from mixpanel_source.discovery import Discovery
-from mixpanel_source.errors import ConfigError, ServerError, TableNotFoundError
+from mixpanel_source.errors import ConfigError, ServerError, TableNotFoundError, WarehouseError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, event_of, loaded_days, recorded_otherwise
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.parsing.report_tables import moment_of
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.project import Project
 from mixpanel_source.reports import Reports
-from mixpanel_source.warehouse import fetched_tables, literal, opened, table_names
+from mixpanel_source.warehouse import LOCK_WAIT_S, fetched_tables, first_line, literal, opened, table_names
 from mixpanel_source.windows import FIRST_DAY, ONE_DAY, DateRange, LoadedDay, Window, settles_at, windows_over
+
+if TYPE_CHECKING:
+    from mixpanel_source.destinations import Target
 
 Verdict = Literal["equal", "explained", "different", "missing", "not comparable"]
 WRONG: Final = ("different", "missing")
@@ -83,7 +87,7 @@ class Verification:
 
 def verify(
     project: Project,
-    database: Path,
+    into: Path | Target,
     *,
     from_date: date | None = None,
     to_date: date | None = None,
@@ -97,14 +101,16 @@ def verify(
     last 31 days, unless Discovery has kept them. `repair` exports the days that are wrong again and compares anew.
     Raises ConfigError for days that cannot be, WarehouseError or TableNotFoundError where nothing is loaded, and what
     requests and loads raise.
+
+    `into` is a DuckDB file or a DuckLake (one to load into, with `repair`): ConfigError for another destination.
     """
     asked = _Asked(from_date, to_date, EventFilter(events).events)
-    found, loaded = _compare(project, database, asked)
+    found, loaded = _compare(project, into, asked)
     if not repair or not found.wrong:
         return found
     parts = loaded.to_repair(found.wrong)
-    warnings = _export_again(project, database, parts, progress)
-    again, _ = _compare(project, database, replace(asked, from_date=found.days.first, to_date=found.days.last))
+    warnings = _export_again(project, into, parts, progress)
+    again, _ = _compare(project, into, replace(asked, from_date=found.days.first, to_date=found.days.last))
     return replace(
         again,
         repaired=tuple(sorted(set().union(*parts.values()))),
@@ -121,10 +127,37 @@ class _Asked:
     """All where none are named."""
 
 
-def _compare(project: Project, database: Path, asked: _Asked) -> tuple[Verification, _Loaded]:
+@contextmanager
+def _reading(into: Path | Target) -> Iterator[tuple[duckdb.DuckDBPyConnection, Set[str]]]:
+    """A connection to the file or the lake, and the names of the loaded tables there."""
+    if isinstance(into, Path) or into.is_file:
+        with opened(into if isinstance(into, Path) else into.path) as connection:
+            yield connection, table_names(connection) - fetched_tables(connection).keys()
+        return
+    from mixpanel_source.destinations import lake_opened
+
+    if not into.is_lake:
+        raise ConfigError(
+            "verify is for DuckDB files and ducklake alone",
+            hint="mpload status tells of days that were changed; mpload load --refresh loads them again",
+        )
+    with lake_opened(into) as connection:
+        try:
+            # While a package is written, its days are neither there nor missing; later ones do not come into this.
+            is_written = into.is_written(LOCK_WAIT_S)
+            connection.execute("BEGIN")
+            names = table_names(connection, into.schema)
+            if is_written or into.is_written(0):
+                raise WarehouseError(f"another load writes to {into.where}", hint="run the same command again")
+            yield connection, names
+        except duckdb.Error as error:
+            raise WarehouseError(f"cannot read {into}: {first_line(error)}") from None
+
+
+def _compare(project: Project, into: Path | Target, asked: _Asked) -> tuple[Verification, _Loaded]:
     now = datetime.now(UTC)
-    with opened(database) as connection:
-        loaded = _Loaded(project, _days(connection, asked, project, now), asked.events, now)
+    with _reading(into) as (connection, tables):
+        loaded = _Loaded(project, _days(connection, tables, asked, project, now), asked.events, now)
         loaded.read(connection)
     mixpanel, listed = _ask_mixpanel(project, loaded)
     pairs = sorted({*loaded.counts, *mixpanel})
@@ -132,8 +165,8 @@ def _compare(project: Project, database: Path, asked: _Asked) -> tuple[Verificat
     unequal = [pair for pair in comparable if loaded.counts[pair] != mixpanel[pair]]
     causes = _Causes(loaded, mixpanel, listed)
     if unequal:
-        with opened(database) as connection:
-            causes.read(connection, {day for day, _ in unequal}, {name for _, name in unequal})
+        with _reading(into) as (connection, tables):
+            causes.read(connection, tables, {day for day, _ in unequal}, {name for _, name in unequal})
     rows: list[DayCount] = []
     by_day: dict[date, list[str]] = defaultdict(list)
     for day, name in pairs:
@@ -169,10 +202,12 @@ def _of_day(
     yield DayCount(day, None, here, there, verdict, reason)
 
 
-def _days(connection: duckdb.DuckDBPyConnection, asked: _Asked, project: Project, now: datetime) -> Window:
+def _days(
+    connection: duckdb.DuckDBPyConnection, tables: Set[str], asked: _Asked, project: Project, now: datetime
+) -> Window:
     """Raises ConfigError, and TableNotFoundError where no events are loaded."""
     first_loaded = None
-    if {"event_days", "events", "_dlt_loads"} <= table_names(connection) - fetched_tables(connection).keys():
+    if {"event_days", "events", "_dlt_loads"} <= tables:
         first_loaded = min((row[0] for row in _rows(connection, LOADED_DAYS_SQL)), default=None)
     if first_loaded is None:
         raise TableNotFoundError("no events are loaded", hint="load some first: mpload load events --from DAY")
@@ -426,7 +461,7 @@ class _Causes:
         self._untimed: Counter[tuple[date, str]] = Counter()
         self._unreadable: Counter[date] = Counter()
 
-    def read(self, connection: duckdb.DuckDBPyConnection, days: set[date], names: set[str]) -> None:
+    def read(self, connection: duckdb.DuckDBPyConnection, tables: Set[str], days: set[date], names: set[str]) -> None:
         loaded = self._loaded
         day = loaded.report_day
         of_days = f"{loaded.happened} AND {day} IN ({', '.join(literal(str(one)) for one in sorted(days))})"
@@ -459,7 +494,7 @@ class _Causes:
             f" WHERE event_time IS NULL AND event_date {exported} GROUP BY ALL",
         ):
             self._untimed[one, name] += count
-        if "rejected_lines" in table_names(connection):
+        if "rejected_lines" in tables:
             for one, count in _rows(
                 connection,
                 "SELECT from_date, count(*) FROM rejected_lines"
@@ -512,7 +547,7 @@ class _Causes:
 
 
 def _export_again(
-    project: Project, database: Path, parts: dict[tuple[str, ...], set[date]], progress: LoadProgress | None
+    project: Project, into: Path | Target, parts: dict[tuple[str, ...], set[date]], progress: LoadProgress | None
 ) -> list[str]:
     """Their warnings. What was loaded stays if a later one fails."""
     from mixpanel_source.load import load
@@ -521,7 +556,7 @@ def _export_again(
     for events, days in sorted(parts.items()):
         for window in windows_over(days, _ALL_DAYS):
             asked = DateRange(window.first, window.last, refresh=True)
-            result = load(project, database, ("events",), asked=asked, filter_=EventFilter(events), progress=progress)
+            result = load(project, into, ("events",), asked=asked, filter_=EventFilter(events), progress=progress)
             warnings += result.warnings
             if result.error is not None:
                 raise result.error

@@ -259,16 +259,20 @@ class Workspace(Closing):
         events: Sequence[str] = (),
         repair: bool = False,
         progress: LoadProgress | None = None,
+        destination: Any = None,
+        dataset: str = settings_.DATASET,
     ) -> Verification:
-        """As `verify.verify`; like a question, and unlike a load, it waits for the hourly limit only with `wait`."""
+        """As `verify.verify`; like a question, and unlike a load, it waits for the hourly limit only with `wait`.
+
+        `destination` is a DuckLake to compare in place of the workspace's file.
+        """
         from mixpanel_source.verify import verify
 
         self._close_connection()
         project = replace(self.project, wait=self._settings.get("wait", False))
         first, last = parse_day("from_date", from_date), parse_day("to_date", to_date)
-        return verify(
-            project, self.path, from_date=first, to_date=last, events=events, repair=repair, progress=progress
-        )
+        place = self._place(destination, dataset, to_read=not repair)
+        return verify(project, place, from_date=first, to_date=last, events=events, repair=repair, progress=progress)
 
     def fetch_events(
         self,
@@ -379,13 +383,13 @@ class Workspace(Closing):
         """Where everything is, and the versions in use."""
         return info(self.path, self.account.credentials.project_id if self._needs_account else None)
 
-    def _place(self, destination: Any, dataset: str) -> Path | Target:
-        """What is to be looked into, and not loaded into."""
+    def _place(self, destination: Any, dataset: str, *, to_read: bool = True) -> Path | Target:
+        """What is to be looked into, and with `to_read` not loaded into."""
         if destination is None:
             return self.path
         from mixpanel_source.destinations import target_of
 
-        return target_of(destination, dataset, to_read=True)
+        return target_of(destination, dataset, to_read=to_read)
 
     @contextmanager
     def _asked(self, destination: Any, dataset: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:

@@ -86,16 +86,21 @@ Dataset = Annotated[
 
 
 def find_target(
-    options: GlobalOptions, destination: str | None, dataset: str | None, account: Account | None = None
+    options: GlobalOptions,
+    destination: str | None,
+    dataset: str | None,
+    account: Account | None = None,
+    *,
+    to_read: bool = True,
 ) -> Path | Target:
-    """What to look into, and not to load into. Raises ConfigError as `target_of`."""
+    """What to look into, and with `to_read` not to load into. Raises ConfigError as `target_of`."""
     refuse_dataset_alone(destination, dataset)
     if destination is None:
         return options.find_database(account)
     from mixpanel_source.destinations import target_of
     from mixpanel_source.settings import DATASET
 
-    return target_of(destination, dataset or DATASET, to_read=True)
+    return target_of(destination, dataset or DATASET, to_read=to_read)
 
 
 def refuse_dataset_alone(destination: str | None, dataset: str | None) -> None:

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mixpanel_source.cli.completion import DAY
+from mixpanel_source.cli.completion import DAY, one_of
 from mixpanel_source.cli.exit_codes import GENERAL
 from mixpanel_source.cli.global_options import GlobalOptions, refuse_empty
 from mixpanel_source.cli.load_options import (
+    Dataset,
     EventNames,
     LegacyLocalTime,
     ProjectTimezone,
     ToDay,
+    find_target,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +44,15 @@ def verify(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the hourly limit, instead of exiting with 5.")] = False,
     project_timezone: ProjectTimezone = None,
     legacy_local_time: LegacyLocalTime = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What is loaded into ducklake, as dlt's config has it, instead of the file.",
+            autocompletion=one_of("ducklake"),
+        ),
+    ] = None,
+    dataset: Dataset = None,
 ) -> None:
     """Compare the events that are loaded with Mixpanel's own counts, by day and event, and with what loads recorded.
 
@@ -53,6 +64,7 @@ def verify(
     mpload verify --from 2024-01-01 --to 2024-01-31
     mpload verify --from 2024-01-01 --event 'Order Placed' --all
     mpload verify --repair --wait
+    mpload verify --destination ducklake
     """
     from mixpanel_source.cli.progress import LoadDisplay
     from mixpanel_source.project import day_in_words, project_of
@@ -76,7 +88,7 @@ def verify(
     with display.shown():
         found = verify_events(
             project,
-            options.find_database(account),
+            find_target(options, destination, dataset, account, to_read=not repair),
             from_date=first,
             to_date=last,
             events=tuple(event or ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import closing
 from dataclasses import replace
@@ -9,21 +10,26 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import mpload_here
 import pytest
 from conftest import Clock
 from export_lines import day_lines, days
 
 from destinations.conftest import KINDS
 from destinations.test_contract import MakePlace
+from mixpanel_source.cli.sandbox import environment
 from mixpanel_source.destinations import Target, target_of, type_of
+from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.project import Project
-from mixpanel_source.sandbox import Sandbox
+from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.status import LoadStatus, Status, status
+from mixpanel_source.verify import Verification, verify
 from mixpanel_source.windows import DateRange, Window
+from mixpanel_source.workspace import Workspace
 
 
 def march(first: int, last: int | None = None) -> Window:
@@ -138,3 +144,71 @@ def test_it_is_that_of_a_file_loaded_alike_and_makes_nothing(
     assert told[0].last_run is not None
     assert told[0].loaded is not None
     assert told[0].loaded.profiles_loaded_at is not None
+
+
+def test_mpload_tells_it_in_the_same_words_with_the_same_exit_code(
+    make_place: MakePlace, server: SandboxServer, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("sqlite")
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    where = ("--destination", place.destination, "--dataset", "other", "-f", "json")
+    nothing = mpload_here.run(["status", *where])
+    assert (nothing.code, "nothing is loaded yet into sqlalchemy" in nothing.err) == (1, True)
+    load_march(project, target_of(place.destination, "other"), 4, 5)
+    told = json.loads(mpload_here.run(["status", *where]).out)
+    assert (told["days"], told["missing_days"][0]["from"]) == (2, "2024-03-06")
+    assert told["database"].endswith(", dataset other")
+    done = mpload_here.run(["status", *where, "--max-days-behind", "99999"])
+    assert (done.code, json.loads(done.out)["wrong"]) == (0, [])
+    planned = json.loads(mpload_here.run(["plan", *where, "--from", "2024-03-04", "--to", "2024-03-07"]).out)
+    assert (planned["days"], planned["days_there"][0]["days"], planned["database"]) == (2, 2, told["database"])
+    loaded = Workspace().status(destination=place.destination, dataset="other").loaded
+    assert loaded is not None
+    assert loaded.days == 2
+
+
+@pytest.mark.parametrize("command", ["status", "plan"])
+def test_what_cannot_be_asked_is_an_error_without_secrets(
+    command: str, server: SandboxServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DESTINATION__POSTGRES__CREDENTIALS", "postgresql://u:pl4nted@127.0.0.1:1/x")
+    for name, value in environment(server).items():
+        monkeypatch.setenv(name, value)
+    done = mpload_here.run([command, "--destination", "postgres", "-f", "json"])
+    assert (done.code, json.loads(done.err.splitlines()[-1])["error"]) == (1, "WarehouseError")
+    assert "cannot read postgres" in done.err
+    assert "pl4nted" not in done.err + done.out
+    assert not (tmp_path / "data" / "destinations").exists()
+
+
+def test_a_lake_is_verified_and_repaired_as_a_file(
+    make_place: MakePlace, sandbox: Sandbox, project: Project, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = make_place("ducklake-sqlite")
+    for day in days("2024-03-01", 8):
+        sandbox.set_day(day, [*day_lines(day, 3), *day_lines(day, 2, "B", first=3)])
+    project = replace(project, typed_tables=False)
+    found: list[tuple[Verification, Verification]] = []
+    first, last = date(2024, 3, 1), date(2024, 3, 3)
+    with pytest.raises(WarehouseError, match="nothing is loaded"):
+        verify(project, target_of("ducklake", to_read=True))
+    for target in (place.target(), Target(database)):
+        load_march(project, target, 1, 2)
+        take_away(target, "event_date = '2024-03-02' AND insert_id = 'i1'")
+        looked_into = target_of("ducklake", to_read=True) if found == [] else target
+        before = verify(project, looked_into, from_date=first, to_date=last)
+        found.append((before, verify(project, target, from_date=first, to_date=last, repair=True)))
+    assert found[0] == found[1]
+    before, after = found[0]
+    assert {(count.day.day, count.verdict) for count in before.wrong} >= {(2, "different"), (3, "missing")}
+    assert (after.wrong, [day.day for day in after.repaired]) == ([], [2, 3])
+    monkeypatch.setattr("mixpanel_source.verify.LOCK_WAIT_S", 0.0)
+    with place.target().written_alone(0), pytest.raises(WarehouseError, match="another load writes"):
+        verify(project, target_of("ducklake", to_read=True))
+
+
+def test_another_destination_is_not_verified(make_place: MakePlace, project: Project) -> None:
+    place = make_place("sqlite")
+    with pytest.raises(ConfigError, match="DuckDB files and ducklake alone"):
+        verify(project, target_of(place.destination, to_read=True))
