@@ -124,7 +124,7 @@ def _files(airflow: bool, dagster: bool) -> dict[str, tuple[str, str]]:
     if airflow:
         files["airflow_dag.py"] = (
             _shipped("pipelines", "airflow_dag.py"),
-            "three DAGs: AIRFLOW__CORE__DAGS_FOLDER=$PWD",
+            "DAGs: AIRFLOW__CORE__DAGS_FOLDER=$PWD",
         )
     if dagster:
         name = "dagster_assets.py"

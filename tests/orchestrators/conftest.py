@@ -21,7 +21,6 @@ import duckdb
 import pytest
 
 from mixpanel_source.destinations import target_of
-from mixpanel_source.many_projects import dataset_of
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 
@@ -105,8 +104,8 @@ def accounts_of_dlt(folder: Path, **secrets: str) -> str:
     return "".join(tables) + f'[destination.sqlalchemy]\ncredentials = "sqlite:///{folder}/all.db"\n'
 
 
-def count_in_sqlite(account: str, table: str = "events") -> int:
-    with open_pipeline(target_of("sqlalchemy", dataset_of(account))).sql_client() as client:
+def count_in_sqlite(dataset: str, table: str = "events") -> int:
+    with open_pipeline(target_of("sqlalchemy", dataset)).sql_client() as client:
         [(count,)] = client.execute_sql(f"SELECT count(*) FROM {table}") or []
     return int(count)
 

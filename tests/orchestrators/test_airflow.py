@@ -15,6 +15,7 @@ from airflow.sdk import CronTriggerTimetable
 
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
+from mixpanel_source.many_projects import dataset_of
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.sandbox.faults import Fault
 from mixpanel_source.source import configured_project
@@ -124,6 +125,23 @@ def test_a_mapped_backfill_of_a_month_is_one_straight_load_and_asks_for_no_more_
     assert len(events_in(database)) == 90 + 2 * 17
 
 
+def test_days_and_tables_go_to_another_destination(
+    database: Path, exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESTINATION__SQLALCHEMY__CREDENTIALS", f"sqlite:///{tmp_path}/all.db")
+    monkeypatch.setattr(airflow_dag, "DESTINATION", "sqlalchemy")
+    monkeypatch.setattr(airflow_dag, "DATASET", "of_us")
+    days = {"from_date": str(MONTH[0]), "to_date": str(MONTH[-1])}
+    for _ in range(2):
+        assert {state for _, _, state in states(run(BACKFILL, conf=days))} <= {"success", "skipped"}
+        assert (count_in_sqlite("of_us"), len(exports())) == (90, 1)
+    assert states(run(DAILY, MONTH[3])) == [("load", -1, "success")]
+    assert len(exports()) == 1
+    assert {state for _, _, state in states(run(CURRENT))} == {"success"}
+    assert (count_in_sqlite("of_us"), count_in_sqlite("of_us", "profiles")) == (120, 2)
+    assert not database.exists()
+
+
 def test_a_month_in_any_order_twice_with_two_loads_killed_is_one_straight_load(
     database: Path, exports: Exports, tmp_path: Path
 ) -> None:
@@ -207,12 +225,12 @@ def test_accounts_of_dlts_secrets_are_loaded_into_a_destination_and_only_what_fa
         monkeypatch.setenv("MP_BASE_URL", server.url)
         loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="no")
         assert (loads, views, all_) == (["success", "success", "failed"], "success", "failed")
-        assert [count_in_sqlite(name) for name in ("one", "two")] == [90, 5]
-        assert count_in_sqlite("one", "profiles") == 2
+        assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two")] == [90, 5]
+        assert count_in_sqlite(dataset_of("one"), "profiles") == 2
         before = len(exports())
         loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="sandbox")
         assert (loads, views, all_) == (["success"] * 3, "success", "success")
-    assert [count_in_sqlite(name) for name in ("one", "two", "wrong")] == [90, 5, 7]
+    assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two", "wrong")] == [90, 5, 7]
     assert exports()[before:] == [(str(TODAY - timedelta(days=5)), str(TODAY - timedelta(days=1)))]
 
 

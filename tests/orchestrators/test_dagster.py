@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
+from mixpanel_source.many_projects import dataset_of
 from mixpanel_source.sandbox import Sandbox
 from mixpanel_source.source import configured_project
 from mixpanel_source.windows import DateRange
@@ -144,16 +146,17 @@ def test_accounts_of_dlts_secrets_are_loaded_into_a_destination_and_only_what_fa
     with serving([sandbox, second, third]) as server:
         monkeypatch.setenv("MP_BASE_URL", server.url)
         assert run() == {"one": True, "two": True, "wrong": False}
-        assert [count_in_sqlite(name) for name in ("one", "two")] == [90, 5]
-        assert count_in_sqlite("one", "profiles") == 2
+        assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two")] == [90, 5]
+        assert count_in_sqlite(dataset_of("one"), "profiles") == 2
         before = len(exports())
         monkeypatch.setenv("SOURCES__MIXPANEL__ACCOUNTS__WRONG__SECRET", "sandbox")
         assert run() == {"one": True, "two": True, "wrong": True}
-    assert [count_in_sqlite(name) for name in ("one", "two", "wrong")] == [90, 5, 7]
+    assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two", "wrong")] == [90, 5, 7]
     assert exports()[before:] == [(str(TODAY - timedelta(days=5)), str(TODAY - timedelta(days=1)))]
 
 
 CHECKS = dg.AssetSelection.checks_for_assets(assets.EVENTS)
+LOOKS = dg.AssetSelection.checks(*(dg.AssetCheckKey(assets.EVENTS, name) for name in ("complete", "fresh")))
 
 
 def test_the_definitions_load_without_credentials_network_or_anything_written(tmp_path: Path) -> None:
@@ -275,6 +278,28 @@ def test_checks_pass_where_all_is_there_and_each_fails_for_its_own_reason(
     with duckdb.connect(str(database)) as connection:
         connection.execute(f"DELETE FROM mixpanel.event_days WHERE day IN ('{MONTH[5]}', '{yesterday}')")
     assert checks_of(materialize(selection=CHECKS)) == {"complete": False, "fresh": False, "counts_agree": False}
+
+
+def test_days_and_tables_go_to_another_destination_and_the_checks_look_there(
+    materialize: Materialize, database: Path, exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DESTINATION__SQLALCHEMY__CREDENTIALS", f"sqlite:///{tmp_path}/all.db")
+    monkeypatch.setattr(assets, "DESTINATION", "sqlalchemy")
+    monkeypatch.setattr(assets, "DATASET", "of_us")
+    assert checks_of(materialize(selection=LOOKS)) == {}  # nothing can be told
+    yesterday = TODAY - timedelta(days=1)
+    assert materialize(FIRST, yesterday).success
+    assert materialize(selection=dg.AssetSelection.assets(["mixpanel", "profiles"])).success
+    assert (count_in_sqlite("of_us"), count_in_sqlite("of_us", "profiles")) == (120, 2)
+    assert checks_of(materialize(selection=LOOKS)) == {"complete": True, "fresh": True}
+    before = len(exports())
+    assert materialize(MONTH[3]).success
+    assert len(exports()) == before
+    with sqlite3.connect(tmp_path / "all.db") as connection:
+        connection.execute(f"ATTACH '{tmp_path}/all__of_us.db' AS of_us")
+        connection.execute("DELETE FROM of_us.event_days WHERE day = ?", [str(MONTH[5])])
+    assert checks_of(materialize(selection=LOOKS)) == {"complete": False, "fresh": True}
+    assert not database.exists()
 
 
 def test_the_schedule_loads_yesterday_and_what_may_still_change(
