@@ -168,9 +168,9 @@ def status_of(project: Project, target: Target) -> LoadStatus:
 
 
 def verify_of(project: Project, target: Target) -> Verification:
-    """As `verify` of all that is loaded, once no load works on it."""
+    """As `verify` of all that is loaded, once no load works on it. Raises ConfigError for neither a file nor a lake."""
     with _alone(target):
-        return verify(project, target.path)
+        return verify(project, target)
 
 
 def _alone(target: Target) -> AbstractContextManager[None]:
