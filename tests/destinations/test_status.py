@@ -23,6 +23,7 @@ from mixpanel_source.errors import ConfigError, WarehouseError
 from mixpanel_source.exports import EventFilter
 from mixpanel_source.load import load
 from mixpanel_source.load_plan import plan_load
+from mixpanel_source.orchestration import verify_of
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.project import Project
 from mixpanel_source.sandbox import Sandbox, SandboxServer
@@ -203,6 +204,7 @@ def test_a_lake_is_verified_and_repaired_as_a_file(
     before, after = found[0]
     assert {(count.day.day, count.verdict) for count in before.wrong} >= {(2, "different"), (3, "missing")}
     assert (after.wrong, [day.day for day in after.repaired]) == ([], [2, 3])
+    assert verify_of(project, place.target()) == verify_of(project, Target(database))
     monkeypatch.setattr("mixpanel_source.verify.LOCK_WAIT_S", 0.0)
     with place.target().written_alone(0), pytest.raises(WarehouseError, match="another load writes"):
         verify(project, target_of("ducklake", to_read=True))
