@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import dlt
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -30,7 +28,6 @@ from dlt.common.configuration.exceptions import ConfigurationException
 from dlt.common.destination import Destination
 from dlt.common.destination.exceptions import DestinationException
 from dlt.common.exceptions import MissingDependencyException
-from dlt.destinations.exceptions import DatabaseUndefinedRelation
 from filelock import FileLock, Timeout
 
 from mixpanel_source import open_tables, settings
@@ -135,7 +132,7 @@ def _check_catalog() -> None:
     try:
         found = open_tables.has_catalog()
     except Exception as error:
-        raise ConfigError(f"cannot open the Iceberg catalog: {_first_line(error)}", hint=_CATALOG) from None
+        raise ConfigError(f"cannot open the Iceberg catalog: {safe_line(error)}", hint=_CATALOG) from None
     if not found:
         raise ConfigError(_NO_CATALOG, hint=_CATALOG)
 
@@ -199,9 +196,9 @@ class Target:
         """
         lock: AbstractContextManager[None] = nullcontext()
         if self.destination is not None:
-            if (url := _postgres_url(self.destination)) is not None:
+            if (url := postgres_url(self.destination)) is not None:
                 lock = _advisory_lock(url, self.dataset, self, wait_s)
-            elif (file := _file_of(self.destination, self.dataset)) is not None:
+            elif (file := file_of(self.destination, self.dataset)) is not None:
                 lock = _file_lock(file, self, wait_s)
         with lock:
             yield
@@ -218,11 +215,11 @@ class Target:
     def _is_locked(self) -> bool:
         if self.destination is None:
             return False
-        if (url := _postgres_url(self.destination)) is not None:
-            with _told(self), _postgres(url) as cursor:
+        if (url := postgres_url(self.destination)) is not None:
+            with told(self), postgres_cursor(url) as cursor:
                 cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (_lock_key(self.dataset),))
                 return not cursor.fetchone()[0]
-        file = _file_of(self.destination, self.dataset)
+        file = file_of(self.destination, self.dataset)
         return file is not None and is_held(_lock_of(file))
 
     @contextmanager
@@ -232,8 +229,8 @@ class Target:
         Of two that find no lake there, and make its tables, one fails.
         """
         lock: AbstractContextManager[None] = nullcontext()
-        if self.destination is not None and self.is_lake and (url := _postgres_url(self.destination)) is not None:
-            lock = _advisory_lock(url, f"catalog {_catalog_of(self.destination)}", self, wait_s)
+        if self.destination is not None and self.is_lake and (url := postgres_url(self.destination)) is not None:
+            lock = _advisory_lock(url, f"catalog {catalog_of(self.destination)}", self, wait_s)
         with self.written_alone(wait_s), lock:
             yield
 
@@ -258,9 +255,9 @@ def target_of(
         keep_promises(made, to_read=to_read)
         config = _config(made, dataset)
     except (ConfigurationException, DestinationException) as error:
-        raise ConfigError(f"cannot load into {destination}: {_first_line(error)}", hint=_HOW) from None
+        raise ConfigError(f"cannot load into {destination}: {safe_line(error)}", hint=_HOW) from None
     except MissingDependencyException as error:
-        raise ConfigError(f"{destination} needs more packages: {_first_line(error)}", hint=_EXTRAS) from None
+        raise ConfigError(f"{destination} needs more packages: {safe_line(error)}", hint=_EXTRAS) from None
     place = str(config)
     key = hashlib.sha256(f"{type_}\n{made.destination_name}\n{place}\n{config.fingerprint()}".encode()).hexdigest()[:8]
     name = re.sub(r"[^\w-]", "_", dataset)[:40]
@@ -295,76 +292,7 @@ def drop_staging(pipeline: dlt.Pipeline) -> None:
 
 
 @contextmanager
-def lake_opened(target: Target, *, write: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with the lake attached, the tables found without the dataset's name, and changed only with `write`.
-
-    Raises ConfigError where the destination is none, WarehouseError where it cannot be opened.
-    """
-    if not target.is_lake:
-        raise ConfigError("SQL is asked of DuckDB files and of ducklake alone", hint="use the destination's own client")
-    nothing = WarehouseError(f"nothing is loaded into {target}", hint="load some data first: mpload load")
-    if not write and not _is_made(target):
-        raise nothing
-    client = _lake_client(target)
-    if not write:
-        _have_read_only(client)
-    try:
-        connection = client.open_connection()
-        connection.execute("SET TimeZone = 'UTC'")
-        if not client.has_dataset():
-            raise nothing
-        with suppress(duckdb.Error):  # there are no typed tables
-            datasets = (client.dataset_name, client.dataset_name + settings.TYPED_SUFFIX)
-            connection.execute(f"SET search_path = '{','.join(map(client.escape_column_name, datasets))}'")
-    except (duckdb.Error, DestinationException) as error:
-        raise WarehouseError(f"cannot open {target}: {_first_line(error)}") from None
-    try:
-        yield connection
-    finally:
-        client.close_connection()
-
-
-Ask = Callable[[str], Sequence[Sequence[Any]] | None]
-"""Answers SQL; None where a table of it is not there."""
-
-
-@contextmanager
-def asked(target: Target) -> Iterator[Ask | None]:
-    """Answers SQL about a destination's tables, found by their bare names; None where there is no dataset.
-
-    Nothing is made there. Values are as the destination gives them: see `event_days.day_of`. Raises WarehouseError
-    where it cannot be asked.
-    """
-    with _told(target):
-        client = _reader(target) if _is_made(target) else None
-    if client is None:
-        yield None
-        return
-
-    def ask(sql: str) -> Sequence[Sequence[Any]] | None:
-        with _told(target):
-            return answer_of(client, sql)
-
-    with _told(target):
-        client.open_connection()
-    try:
-        with _told(target):
-            is_there = client.has_dataset()
-        yield ask if is_there else None
-    finally:
-        client.close_connection()
-
-
-def answer_of(client: Any, sql: str) -> Sequence[Sequence[Any]] | None:
-    """That of dlt's SQL client; None where a table is not there."""
-    try:
-        return client.execute_sql(sql) or ()
-    except DatabaseUndefinedRelation:
-        return None
-
-
-@contextmanager
-def _told(target: Target) -> Iterator[None]:
+def told(target: Target) -> Iterator[None]:
     """Whatever the driver of a destination raises is a WarehouseError."""
     try:
         yield
@@ -372,50 +300,16 @@ def _told(target: Target) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("cannot read", exc_info=error)
-        raise WarehouseError(f"cannot read {target}: {_first_line(error)}", hint=_HOW) from None
+        raise WarehouseError(f"cannot read {target}: {safe_line(error)}", hint=_HOW) from None
 
 
-def _reader(target: Target) -> Any:
-    """dlt's SQL client, of tables in a filesystem by the schema that is stored with them; None without one."""
-    assert target.destination is not None
-    if type_of(target.destination) != "filesystem":
-        client = _client(target).sql_client
-        if target.is_lake:
-            _have_read_only(client)
-        return client
-    stored = _client(target).get_stored_schema(settings.PIPELINE)
-    if stored is None:
-        return None
-    return _client(target, dlt.Schema.from_dict(json.loads(stored.schema), validate_schema=False)).sql_client
-
-
-def _is_made(target: Target) -> bool:
-    """Whether there is anything: to open a lake or a file that is not there makes it."""
-    assert target.destination is not None
-    if (file := _file_of(target.destination, target.dataset)) is not None:
-        return file.exists()
-    if target.is_lake and (url := _postgres_url(target.destination)) is not None:
-        with _told(target), _postgres(url) as cursor:
-            cursor.execute(
-                "SELECT 1 FROM information_schema.tables WHERE table_schema = %s AND table_name = 'ducklake_metadata'",
-                (_catalog_of(target.destination),),
-            )
-            return cursor.fetchone() is not None
-    return True
-
-
-def _have_read_only(client: Any) -> None:
-    """Of a lake: nothing can be written, and none is made."""
-    client._attach_statement = client.attach_statement.rstrip().removesuffix(";").removesuffix(")") + ", READ_ONLY)"
-
-
-def _catalog_of(destination: Destination[Any, Any]) -> str:
+def catalog_of(destination: Destination[Any, Any]) -> str:
     """The schema of a lake's catalog."""
     credentials = _credentials(destination)
     return str(credentials.metadata_schema or credentials.ducklake_name)
 
 
-def _client(target: Target, schema: dlt.Schema | None = None) -> Any:
+def client_of(target: Target, schema: dlt.Schema | None = None) -> Any:
     assert target.destination is not None
     return target.destination.client(
         schema or dlt.Schema(settings.PIPELINE), _bound(target.destination, target.dataset)
@@ -424,7 +318,7 @@ def _client(target: Target, schema: dlt.Schema | None = None) -> Any:
 
 def _lake_client(target: Target) -> Any:
     """dlt's, which attaches the lake."""
-    return _client(target).sql_client
+    return client_of(target).sql_client
 
 
 def _writer_id(path: Path) -> str:
@@ -463,7 +357,7 @@ def _dialect(destination: Destination[Any, Any]) -> str:
     return str(_credentials(destination).to_url().get_backend_name())
 
 
-def _postgres_url(destination: Destination[Any, Any]) -> str | None:
+def postgres_url(destination: Destination[Any, Any]) -> str | None:
     """Of the database that all its writers share: the destination itself, or DuckLake's catalog."""
     type_ = type_of(destination)
     if type_ not in ("postgres", "ducklake"):
@@ -477,7 +371,7 @@ def _postgres_url(destination: Destination[Any, Any]) -> str | None:
     return str(url._replace(drivername="postgresql").render_as_string(hide_password=False))
 
 
-def _file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
+def file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
     """What its writers share: a database, or a folder of tables."""
     if type_of(destination) == "filesystem":
         config = _config(destination, dataset)
@@ -506,7 +400,7 @@ def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterat
         connection.close()
         raise _busy(target) from None
     except psycopg2.Error as error:
-        raise WarehouseError(f"cannot lock {target}: {_first_line(error)}") from None
+        raise WarehouseError(f"cannot lock {target}: {safe_line(error)}") from None
     try:
         yield
     finally:
@@ -526,7 +420,7 @@ def _psycopg2() -> Any:
 
 
 @contextmanager
-def _postgres(url: str) -> Iterator[Any]:
+def postgres_cursor(url: str) -> Iterator[Any]:
     """A cursor of a session that ends with it."""
     with closing(_psycopg2().connect(url)) as connection:
         yield connection.cursor()
@@ -576,5 +470,5 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(\w://[^:/@\s]*):[^\n]*@", r"\1:***@", text)
 
 
-def _first_line(error: BaseException) -> str:
+def safe_line(error: BaseException) -> str:
     return without_secrets(str(error)).strip().split("\n", 1)[0]

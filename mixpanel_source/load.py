@@ -15,7 +15,8 @@ import duckdb
 from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
-from mixpanel_source.destinations import Target, drop_staging, lake_opened, type_of
+from mixpanel_source.destination_sql import lake_opened
+from mixpanel_source.destinations import Target, drop_staging, type_of
 from mixpanel_source.disk_room import room_for
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
 from mixpanel_source.errors import ConfigError, MixpanelDataError, PlanError, WarehouseError

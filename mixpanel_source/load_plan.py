@@ -132,7 +132,7 @@ def _loaded(rows: Sequence[Sequence[Any]], filter_: EventFilter) -> list[LoadedD
 
 def _loaded_rows(into: Path | Target) -> Sequence[Sequence[Any]]:
     if not isinstance(into, Path) and not into.is_file:
-        from mixpanel_source.destinations import asked
+        from mixpanel_source.destination_sql import asked
 
         with asked(into) as ask:
             return (ask and ask(LOADED_DAYS_SQL)) or ()

@@ -19,7 +19,8 @@ from dlt.common.typing import TSecretStrValue
 from dlt.extract import DltResource
 
 from mixpanel_source.credentials import Account, Credentials, resolve_credentials
-from mixpanel_source.destinations import answer_of, keep_promises
+from mixpanel_source.destination_sql import answer_of
+from mixpanel_source.destinations import keep_promises
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError, MixpanelDataError
 from mixpanel_source.event_days import LOADED_DAYS_SQL, last_exports, loaded_days

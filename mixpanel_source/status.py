@@ -190,7 +190,7 @@ def _of_file(database: Path, project: Project | None, now: datetime) -> tuple[Lo
 
 def _of_target(target: Target, project: Project | None, now: datetime) -> tuple[LoadStatus | None, str | None]:
     """As `_of_file`. While a load writes a package, its days are neither there nor missing: then nobody can tell."""
-    from mixpanel_source.destinations import asked
+    from mixpanel_source.destination_sql import asked
 
     busy = None, f"another load writes to {target.where}"
     if target.is_written(_LOCK_WAIT_S):

@@ -134,7 +134,7 @@ def _reading(into: Path | Target) -> Iterator[tuple[duckdb.DuckDBPyConnection, S
         with opened(into if isinstance(into, Path) else into.path) as connection:
             yield connection, table_names(connection) - fetched_tables(connection).keys()
         return
-    from mixpanel_source.destinations import lake_opened
+    from mixpanel_source.destination_sql import lake_opened
 
     if not into.is_lake:
         raise ConfigError(

@@ -398,11 +398,10 @@ class Workspace(Closing):
             with self._reading() as connection:
                 yield connection, settings_.DATASET
             return
-        from mixpanel_source.destinations import lake_opened, target_of
+        from mixpanel_source.destination_sql import lake_asked
 
-        target = target_of(destination, dataset)
-        with lake_opened(target) as connection:
-            yield connection, target.schema
+        with lake_asked(destination, dataset) as asked:
+            yield asked
 
     @contextmanager
     def _reading(self) -> Iterator[duckdb.DuckDBPyConnection]:

@@ -258,13 +258,12 @@ def _asked(
         with opened(options.find_database(), write=write) as connection:
             yield connection, settings.DATASET
         return
-    from mixpanel_source.destinations import lake_opened, target_of
+    from mixpanel_source.destination_sql import lake_asked
 
     if write:
         raise ConfigError("--write is for DuckDB files", hint="leave out --write, or --destination")
-    target = target_of(destination, dataset)
-    with lake_opened(target) as connection:
-        yield connection, target.schema
+    with lake_asked(destination, dataset) as asked:
+        yield asked
 
 
 def _sql_text(query: str | None, file: Path | None) -> str:

@@ -25,7 +25,8 @@ from dlt.extract import DltSource
 
 from destinations.conftest import EVENT_DAYS, EVENTS, KINDS, Place, asking, contents, odd_lines
 from destinations.loading import client_class, load_into, project_at
-from mixpanel_source.destinations import Target, lake_opened, target_of
+from mixpanel_source.destination_sql import lake_opened
+from mixpanel_source.destinations import Target, target_of
 from mixpanel_source.engage import MembersAsked, ProfilesAsked
 from mixpanel_source.errors import ConfigError, MixpanelDataError, WarehouseError
 from mixpanel_source.exports import EventFilter

@@ -18,7 +18,8 @@ from destinations.conftest import Place, odd_lines
 from destinations.loading import load_into
 from destinations.test_contract import MakePlace, by_two_machines, process
 from mixpanel_source import typed
-from mixpanel_source.destinations import Target, lake_opened, target_of
+from mixpanel_source.destination_sql import lake_opened
+from mixpanel_source.destinations import Target, target_of
 from mixpanel_source.errors import ConfigError
 from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.typed import typed_tables
