@@ -494,12 +494,17 @@ def _file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
 
 @contextmanager
 def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterator[None]:
-    """Held by the session, and so not longer than the process lives."""
+    """Held by the session, and so not longer than the process lives.
+
+    Raises WarehouseError at the end where the session was lost: another load may have written meanwhile.
+    """
     psycopg2 = _psycopg2()
     try:
-        connection = psycopg2.connect(url)
+        # It is idle while rows are written, for which servers end sessions, and networks forget connections.
+        connection = psycopg2.connect(url, keepalives=1, keepalives_idle=60)
         connection.autocommit = True
         cursor = connection.cursor()
+        cursor.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
         cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, round(wait_s * 1000))}ms",))
         cursor.execute("SELECT pg_advisory_lock(%s)", (_lock_key(name),))
     except psycopg2.errors.LockNotAvailable:
@@ -507,10 +512,15 @@ def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterat
         raise _busy(target) from None
     except psycopg2.Error as error:
         raise WarehouseError(f"cannot lock {target}: {_first_line(error)}") from None
-    try:
+    with closing(connection):
         yield
-    finally:
-        connection.close()
+        try:
+            cursor.execute("SELECT 1")
+        except psycopg2.Error as error:
+            raise WarehouseError(
+                f"the lock of {target} was lost while it was written to: {_first_line(error)}",
+                hint="if another load wrote to it meanwhile, load the days again with --refresh",
+            ) from None
 
 
 def _lock_key(name: str) -> int:
