@@ -185,8 +185,11 @@ class Target:
 
     @property
     def schema(self) -> str:
-        """The name that `dataset` has in a DuckDB file or a lake."""
-        return str(_lake_client(self).dataset_name) if self.is_lake else self.dataset
+        """The name that `dataset` has there: dlt makes `my_data` of `MyData`, so that both are one."""
+        if self.destination is None:
+            return self.dataset
+        client = _client(self)
+        return str(client.config.normalize_dataset_name(client.schema))
 
     def __str__(self) -> str:
         return str(self.path) if self.is_file else f"{self.where}, dataset {self.dataset}"
@@ -200,8 +203,8 @@ class Target:
         lock: AbstractContextManager[None] = nullcontext()
         if self.destination is not None:
             if (url := _postgres_url(self.destination)) is not None:
-                lock = _advisory_lock(url, self.dataset, self, wait_s)
-            elif (file := _file_of(self.destination, self.dataset)) is not None:
+                lock = _advisory_lock(url, self.schema, self, wait_s)
+            elif (file := _file_of(self.destination, self.schema)) is not None:
                 lock = _file_lock(file, self, wait_s)
         with lock:
             yield
@@ -220,9 +223,9 @@ class Target:
             return False
         if (url := _postgres_url(self.destination)) is not None:
             with _told(self), _postgres(url) as cursor:
-                cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (_lock_key(self.dataset),))
+                cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (_lock_key(self.schema),))
                 return not cursor.fetchone()[0]
-        file = _file_of(self.destination, self.dataset)
+        file = _file_of(self.destination, self.schema)
         return file is not None and is_held(_lock_of(file))
 
     @contextmanager
@@ -392,7 +395,7 @@ def _reader(target: Target) -> Any:
 def _is_made(target: Target) -> bool:
     """Whether there is anything: to open a lake or a file that is not there makes it."""
     assert target.destination is not None
-    if (file := _file_of(target.destination, target.dataset)) is not None:
+    if (file := _file_of(target.destination, target.schema)) is not None:
         return file.exists()
     if target.is_lake and (url := _postgres_url(target.destination)) is not None:
         with _told(target), _postgres(url) as cursor:

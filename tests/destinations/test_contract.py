@@ -256,6 +256,14 @@ def test_a_wait_for_another_load_into_postgres_ends(make_place: MakePlace) -> No
         pass
 
 
+@pytest.mark.parametrize("kind", ["postgres", "delta"])
+def test_two_spellings_of_a_dataset_are_written_one_at_a_time(kind: str, make_place: MakePlace) -> None:
+    name = make_place(kind).destination
+    again = target_of(name, "my_data").written_alone(0.1)
+    with target_of(name, "MyData").written_alone(0.1), pytest.raises(WarehouseError, match="another load"), again:
+        pass
+
+
 def test_a_server_that_ends_idle_sessions_leaves_the_lock(
     make_place: MakePlace, postgres_server: PostgresServer
 ) -> None:
@@ -263,10 +271,10 @@ def test_a_server_that_ends_idle_sessions_leaves_the_lock(
     with closing(psycopg2.connect(postgres_server.url)) as connection, connection.cursor() as cursor:
         connection.autocommit = True
         role = os.environ["DESTINATION__POSTGRES__CREDENTIALS"].rpartition("/")[2]
-        cursor.execute(f"ALTER ROLE {role} SET idle_session_timeout = '50ms'")
+        cursor.execute(f"ALTER ROLE {role} SET idle_session_timeout = '400ms'")
         again = target.written_alone(0.1)
         with target.written_alone(0.1):
-            cursor.execute("SELECT pg_sleep(0.3)")
+            cursor.execute("SELECT pg_sleep(0.8)")
             with pytest.raises(WarehouseError, match="another load writes"), again:
                 pass
 
