@@ -124,7 +124,7 @@ def _reader(target: Target) -> Any:
 def _is_made(target: Target) -> bool:
     """Whether there is anything: to open a lake or a file that is not there makes it."""
     assert target.destination is not None
-    if (file := file_of(target.destination, target.dataset)) is not None:
+    if (file := file_of(target.destination, target.schema)) is not None:
         return file.exists()
     if target.is_lake and (url := postgres_url(target.destination)) is not None:
         with told(target), postgres_cursor(url) as cursor:

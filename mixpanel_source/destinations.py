@@ -180,10 +180,13 @@ class Target:
     def is_lake(self) -> bool:
         return self.destination is not None and type_of(self.destination) == "ducklake"
 
-    @property
+    @functools.cached_property
     def schema(self) -> str:
-        """The name that `dataset` has in a DuckDB file or a lake."""
-        return str(_lake_client(self).dataset_name) if self.is_lake else self.dataset
+        """The name that `dataset` has there: dlt makes `my_data` of `MyData`, so that both are one."""
+        if self.destination is None:
+            return self.dataset
+        client = client_of(self)
+        return str(client.config.normalize_dataset_name(client.schema))
 
     def __str__(self) -> str:
         return str(self.path) if self.is_file else f"{self.where}, dataset {self.dataset}"
@@ -197,8 +200,8 @@ class Target:
         lock: AbstractContextManager[None] = nullcontext()
         if self.destination is not None:
             if (url := postgres_url(self.destination)) is not None:
-                lock = _advisory_lock(url, self.dataset, self, wait_s)
-            elif (file := file_of(self.destination, self.dataset)) is not None:
+                lock = _advisory_lock(url, self.schema, self, wait_s)
+            elif (file := file_of(self.destination, self.schema)) is not None:
                 lock = _file_lock(file, self, wait_s)
         with lock:
             yield
@@ -217,9 +220,9 @@ class Target:
             return False
         if (url := postgres_url(self.destination)) is not None:
             with told(self), postgres_cursor(url) as cursor:
-                cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (_lock_key(self.dataset),))
+                cursor.execute("SELECT pg_try_advisory_lock_shared(%s)", (_lock_key(self.schema),))
                 return not cursor.fetchone()[0]
-        file = file_of(self.destination, self.dataset)
+        file = file_of(self.destination, self.schema)
         return file is not None and is_held(_lock_of(file))
 
     @contextmanager
@@ -261,6 +264,8 @@ def target_of(
     place = str(config)
     key = hashlib.sha256(f"{type_}\n{made.destination_name}\n{place}\n{config.fingerprint()}".encode()).hexdigest()[:8]
     name = re.sub(r"[^\w-]", "_", dataset)[:40]
+    if name != dataset:
+        name = f"{name}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
     folder = settings.data_folder() / "destinations" / f"{type_}-{key}"
     target = Target(folder / name, made, dataset, f"{type_} ({place})" if place else type_)
     if target.is_lake and target.schema.endswith(settings.TYPED_SUFFIX):
@@ -299,7 +304,7 @@ def told(target: Target) -> Iterator[None]:
     except MixpanelDataError:
         raise
     except Exception as error:
-        logger.debug("cannot read", exc_info=error)
+        logger.debug("cannot read %s: %s", target, without_secrets(str(error)))
         raise WarehouseError(f"cannot read {target}: {safe_line(error)}", hint=_HOW) from None
 
 
@@ -314,11 +319,6 @@ def client_of(target: Target, schema: dlt.Schema | None = None) -> Any:
     return target.destination.client(
         schema or dlt.Schema(settings.PIPELINE), _bound(target.destination, target.dataset)
     )
-
-
-def _lake_client(target: Target) -> Any:
-    """dlt's, which attaches the lake."""
-    return client_of(target).sql_client
 
 
 def _writer_id(path: Path) -> str:
@@ -388,12 +388,17 @@ def file_of(destination: Destination[Any, Any], dataset: str) -> Path | None:
 
 @contextmanager
 def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterator[None]:
-    """Held by the session, and so not longer than the process lives."""
+    """Held by the session, and so not longer than the process lives.
+
+    Raises WarehouseError at the end where the session was lost: another load may have written meanwhile.
+    """
     psycopg2 = _psycopg2()
     try:
-        connection = psycopg2.connect(url)
+        # It is idle while rows are written, for which servers end sessions, and networks forget connections.
+        connection = psycopg2.connect(url, keepalives=1, keepalives_idle=60)
         connection.autocommit = True
         cursor = connection.cursor()
+        cursor.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'")
         cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{max(1, round(wait_s * 1000))}ms",))
         cursor.execute("SELECT pg_advisory_lock(%s)", (_lock_key(name),))
     except psycopg2.errors.LockNotAvailable:
@@ -401,10 +406,15 @@ def _advisory_lock(url: str, name: str, target: Target, wait_s: float) -> Iterat
         raise _busy(target) from None
     except psycopg2.Error as error:
         raise WarehouseError(f"cannot lock {target}: {safe_line(error)}") from None
-    try:
+    with closing(connection):
         yield
-    finally:
-        connection.close()
+        try:
+            cursor.execute("SELECT 1")
+        except psycopg2.Error as error:
+            raise WarehouseError(
+                f"the lock of {target} was lost while it was written to: {safe_line(error)}",
+                hint="if another load wrote to it meanwhile, load the days again with --refresh",
+            ) from None
 
 
 def _lock_key(name: str) -> int:

@@ -32,13 +32,14 @@ def test_the_refusal_says_why_and_what_to_do(destination: str, hint: str) -> Non
 def test_targets_of_one_folder_are_known_by_place_and_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTHERDUCK_TOKEN", "pl4nted")
     paths = []
-    for database, dataset in (("one", "mixpanel"), ("one", "other"), ("two", "mixpanel"), ("one", "mixpanel")):
+    others = [("one", dataset) for dataset in ("a_b", "a.b", f"{'x' * 60}y", f"{'x' * 60}z")]
+    for database, dataset in (("one", "mixpanel"), ("one", "other"), ("two", "mixpanel"), ("one", "mixpanel"), *others):
         target = target_of(dlt.destinations.motherduck(f"md:{database}?motherduck_token=pl4nted"), dataset)
         assert "pl4nted" not in str(target)
         assert target.destination is not None
         paths.append((target.path, target.destination.config_params["staging_dataset_name_layout"]))
     assert paths[0] == paths[3]
-    assert len(set(paths)) == len({layout for _, layout in paths}) == 3
+    assert len(set(paths)) == len({layout for _, layout in paths}) == 3 + len(others)
 
 
 def test_no_message_has_the_password_of_a_url() -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import date, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import dlt
 import mpload_here
+import psycopg2
 import pyarrow as pa
 import pytest
 from dlt.destinations.exceptions import DatabaseTerminalException
@@ -37,6 +38,7 @@ from mixpanel_source.sandbox import Sandbox, SandboxServer
 from mixpanel_source.source import mixpanel_source
 from mixpanel_source.warehouse import query
 from mixpanel_source.windows import DateRange
+from soak.postgres import PostgresServer
 
 SPREAD = 20
 """Steps that one load may take more than another."""
@@ -253,6 +255,52 @@ def test_a_wait_for_another_load_into_postgres_ends(make_place: MakePlace) -> No
     again = target.written_alone(0.1)
     with target.written_alone(0.1), pytest.raises(WarehouseError, match="another load writes"), again:
         pass
+
+
+@pytest.mark.parametrize("kind", ["postgres", "delta"])
+def test_two_spellings_of_a_dataset_are_written_one_at_a_time(kind: str, make_place: MakePlace) -> None:
+    name = make_place(kind).destination
+    again = target_of(name, "my_data").written_alone(0.1)
+    with target_of(name, "MyData").written_alone(0.1), pytest.raises(WarehouseError, match="another load"), again:
+        pass
+
+
+def test_a_server_that_ends_idle_sessions_leaves_the_lock(
+    make_place: MakePlace, postgres_server: PostgresServer
+) -> None:
+    target = make_place("postgres").target()
+    with closing(psycopg2.connect(postgres_server.url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        role = os.environ["DESTINATION__POSTGRES__CREDENTIALS"].rpartition("/")[2]
+        cursor.execute(f"ALTER ROLE {role} SET idle_session_timeout = '400ms'")
+        again = target.written_alone(0.1)
+        with target.written_alone(0.1):
+            cursor.execute("SELECT pg_sleep(0.8)")
+            with pytest.raises(WarehouseError, match="another load writes"), again:
+                pass
+
+
+def test_a_load_whose_lock_is_lost_fails(
+    make_place: MakePlace, postgres_server: PostgresServer, server: SandboxServer, month: list[str]
+) -> None:
+    target = make_place("postgres").target()
+    with closing(psycopg2.connect(postgres_server.url)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory'"
+
+        def lose() -> Any:
+            cursor.execute(ended)
+            return cursor.fetchone()
+
+        with pytest.raises(WarehouseError, match="was lost"), target.written_alone(0.1):
+            assert lose() == (1,)
+
+        with pytest.MonkeyPatch.context() as patch:
+            load_tables = dlt.Pipeline.load
+            patch.setattr(dlt.Pipeline, "load", lambda self, *a, **k: (lose(), load_tables(self, *a, **k))[1])
+            day = date.fromisoformat(month[0])
+            result = load(project_at(server.url), target, asked=DateRange(day, day))
+        assert "was lost" in str(result.error)
 
 
 @pytest.mark.parametrize("kind", ["postgres", "sqlite", "delta", "iceberg"])
