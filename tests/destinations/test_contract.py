@@ -79,7 +79,7 @@ def process(
 IN_S3 = ("delta-s3", "iceberg-s3", "ducklake-s3")
 
 
-@pytest.mark.parametrize("kind", ["postgres", "sqlite", "ducklake-postgres", "delta", "iceberg", *IN_S3])
+@pytest.mark.parametrize("kind", [*KINDS, *IN_S3])
 def test_partitions_in_any_order_and_killed_loads_make_what_one_load_makes(
     kind: str, make_place: MakePlace, server: SandboxServer, month: list[str], database: Path
 ) -> None:
