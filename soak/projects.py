@@ -195,7 +195,9 @@ class _Trial:
         Of another one what large days take more. All of it is what the processors of the whole machine do, which has
         nothing else to do: the loads, what serves them, and the database.
         """
-        run_ = self._new_run("calibration", [SHORT_HOURS.events_a_day, self._shape.events_a_day], may_kill=False)
+        is_large = self._shape.events_a_day > SHORT_HOURS.events_a_day
+        events_a_day = [SHORT_HOURS.events_a_day, self._shape.events_a_day]
+        run_ = self._new_run("calibration", events_a_day, may_kill=False)
         small, large = run_.projects
         with serving([project.sandbox for project in run_.projects]) as server:
 
@@ -215,13 +217,13 @@ class _Trial:
                 event_s=0.0,
                 threads=next_.cpu_s / next_.wall_s,
             )
-            if self._shape.events_a_day <= SHORT_HOURS.events_a_day:
+            if not is_large:
                 return machine
             spent(large, 0, 0)
-            days = spent(large, 1, REQUESTS_AT_ONCE)
-            events = sum(large.served.by_day[day_number(number)] for number in range(1, REQUESTS_AT_ONCE + 1))
-            event_s = max(days.cpu_s - next_.cpu_s, 0.0) / events
-            return replace(machine, event_s=event_s, threads=days.cpu_s / days.wall_s)
+            # In as many requests as in the run: each takes some of it. They wait for the limit, which takes nothing.
+            days = spent(large, 1, DAYS - 1)
+            events = large.served.events.total() - large.served.by_day[day_number(0)]
+            return replace(machine, event_s=max(days.cpu_s - next_.cpu_s, 0.0) / events)
 
     # --- one run
 
