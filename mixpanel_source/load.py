@@ -12,10 +12,9 @@ from pathlib import Path
 
 import dlt
 import duckdb
-from dlt.destinations.exceptions import DatabaseUndefinedRelation
 
 from mixpanel_source.day_counts import tell_counts
-from mixpanel_source.destination_sql import lake_opened
+from mixpanel_source.destination_sql import answer_of, lake_opened
 from mixpanel_source.destinations import Target, drop_staging, type_of
 from mixpanel_source.disk_room import room_for
 from mixpanel_source.engage import FAILS_ALONE, MembersAsked, ProfilesAsked, required_group_ids
@@ -344,11 +343,7 @@ def _holds_none_of(pipeline: dlt.Pipeline, days: Sequence[date]) -> bool:
         return False  # to replace is as cheap there, and may be tried again
     # Also where dlt knows of no schema: a first load that was killed leaves rows behind.
     with pipeline.sql_client() as client:
-        try:
-            rows = client.execute_sql(f"SELECT 1 FROM events WHERE {days_scope('event_date', days)} LIMIT 1")
-        except DatabaseUndefinedRelation:
-            return True
-    return not rows
+        return not answer_of(client, f"SELECT 1 FROM events WHERE {days_scope('event_date', days)} LIMIT 1")
 
 
 def _load_profiles(

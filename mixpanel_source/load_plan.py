@@ -17,7 +17,7 @@ from mixpanel_source.planner import Forecast, seconds_to_ask
 from mixpanel_source.project import Project
 from mixpanel_source.rate_limit import Spent
 from mixpanel_source.sweep import due_in
-from mixpanel_source.warehouse import check_database, opened, table_names
+from mixpanel_source.warehouse import check_database, file_and_other, opened, table_names
 from mixpanel_source.windows import DateRange, LoadedDay, Window, windows_over
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def plan_load(
     of the Query API at most. Raises as `load` before it asks, and WarehouseError where the database cannot be read.
     Nothing is made, in no destination.
     """
-    target = None if isinstance(into, Path) or into.is_file else into
-    database = into if isinstance(into, Path) else into.path
+    database, target = file_and_other(into)
     if target is None:
         check_database(database)
     else:
@@ -131,12 +130,12 @@ def _loaded(rows: Sequence[Sequence[Any]], filter_: EventFilter) -> list[LoadedD
 
 
 def _loaded_rows(into: Path | Target) -> Sequence[Sequence[Any]]:
-    if not isinstance(into, Path) and not into.is_file:
+    database, target = file_and_other(into)
+    if target is not None:
         from mixpanel_source.destination_sql import asked
 
-        with asked(into) as ask:
+        with asked(target) as ask:
             return (ask and ask(LOADED_DAYS_SQL)) or ()
-    database = into if isinstance(into, Path) else into.path
     if not database.exists():
         return ()
     with opened(database) as connection:

@@ -24,6 +24,7 @@ from mixpanel_source.warehouse import (
     TRACES,
     DatabaseBusyError,
     fetched_tables,
+    file_and_other,
     kept_bytes,
     opened,
     pipelines_folder,
@@ -120,8 +121,7 @@ def status(
     raises WarehouseError where one cannot be asked.
     """
     now = now or datetime.now(UTC)
-    target = None if isinstance(into, Path) or into.is_file else into
-    database = into if isinstance(into, Path) else into.path
+    database, target = file_and_other(into)
     loaded: LoadStatus | None
     running, last_run = read_records(database)
     try:

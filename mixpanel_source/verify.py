@@ -27,7 +27,15 @@ from mixpanel_source.parsing.report_tables import moment_of
 from mixpanel_source.progress import LoadProgress
 from mixpanel_source.project import Project
 from mixpanel_source.reports import Reports
-from mixpanel_source.warehouse import LOCK_WAIT_S, fetched_tables, first_line, literal, opened, table_names
+from mixpanel_source.warehouse import (
+    LOCK_WAIT_S,
+    fetched_tables,
+    file_and_other,
+    first_line,
+    literal,
+    opened,
+    table_names,
+)
 from mixpanel_source.windows import FIRST_DAY, ONE_DAY, DateRange, LoadedDay, Window, settles_at, windows_over
 
 if TYPE_CHECKING:
@@ -130,28 +138,29 @@ class _Asked:
 @contextmanager
 def _reading(into: Path | Target) -> Iterator[tuple[duckdb.DuckDBPyConnection, Set[str]]]:
     """A connection to the file or the lake, and the names of the loaded tables there."""
-    if isinstance(into, Path) or into.is_file:
-        with opened(into if isinstance(into, Path) else into.path) as connection:
+    database, target = file_and_other(into)
+    if target is None:
+        with opened(database) as connection:
             yield connection, table_names(connection) - fetched_tables(connection).keys()
         return
     from mixpanel_source.destination_sql import lake_opened
 
-    if not into.is_lake:
+    if not target.is_lake:
         raise ConfigError(
             "verify is for DuckDB files and ducklake alone",
             hint="mpload status tells of days that were changed; mpload load --refresh loads them again",
         )
-    with lake_opened(into) as connection:
+    with lake_opened(target) as connection:
         try:
             # While a package is written, its days are neither there nor missing; later ones do not come into this.
-            is_written = into.is_written(LOCK_WAIT_S)
+            is_written = target.is_written(LOCK_WAIT_S)
             connection.execute("BEGIN")
-            names = table_names(connection, into.schema)
-            if is_written or into.is_written(0):
-                raise WarehouseError(f"another load writes to {into.where}", hint="run the same command again")
+            names = table_names(connection, target.schema)
+            if is_written or target.is_written(0):
+                raise WarehouseError(f"another load writes to {target.where}", hint="run the same command again")
             yield connection, names
         except duckdb.Error as error:
-            raise WarehouseError(f"cannot read {into}: {first_line(error)}") from None
+            raise WarehouseError(f"cannot read {target}: {first_line(error)}") from None
 
 
 def _compare(project: Project, into: Path | Target, asked: _Asked) -> tuple[Verification, _Loaded]:

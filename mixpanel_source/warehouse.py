@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 
 from mixpanel_source import settings
 from mixpanel_source.errors import ConfigError, QueryError, TableExistsError, TableNotFoundError, WarehouseError
+
+if TYPE_CHECKING:
+    from mixpanel_source.destinations import Target
 
 fcntl: ModuleType | None
 try:
@@ -102,6 +105,13 @@ def pipelines_folder(database: Path) -> Path:
     # dlt puts the folder into SQL and into a template, where a quote and a percent sign mean something.
     name = re.sub(r"[^\w.-]", "_", database.stem)[:_STEM_CHARS]
     return settings.data_folder() / "pipelines" / f"{name}-{key}"
+
+
+def file_and_other(into: Path | Target) -> tuple[Path, Target | None]:
+    """The DuckDB file; or what the records of another destination are named by, and that one."""
+    if isinstance(into, Path):
+        return into, None
+    return into.path, None if into.is_file else into
 
 
 def kept_folder(database: Path) -> Path:
