@@ -23,6 +23,7 @@ import pytest
 from mixpanel_source.destinations import target_of
 from mixpanel_source.pipeline import open_pipeline
 from mixpanel_source.sandbox import Sandbox, SandboxServer
+from soak.many_sandboxes import serving
 
 collect_ignore = [f"test_{name}.py" for name in ("airflow", "dagster") if find_spec(name) is None]
 
@@ -102,6 +103,17 @@ def accounts_of_dlt(folder: Path, **secrets: str) -> str:
         for id_, (name, secret) in enumerate(secrets.items(), 1)
     ]
     return "".join(tables) + f'[destination.sqlalchemy]\ncredentials = "sqlite:///{folder}/all.db"\n'
+
+
+@pytest.fixture
+def three_projects(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, quick: None) -> Iterator[None]:
+    """The project 1 is the sandbox; 2 and 3 have five and seven events of yesterday. All of them answer."""
+    others = [Sandbox(project_id=id_, limits=False) for id_ in "23"]
+    for other, count in zip(others, (5, 7), strict=True):
+        other.add_events(events_of(TODAY - timedelta(days=1), count))
+    with serving([sandbox, *others]) as server:
+        monkeypatch.setenv("MP_BASE_URL", server.url)
+        yield
 
 
 def count_in_sqlite(dataset: str, table: str = "events") -> int:

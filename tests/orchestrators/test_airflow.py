@@ -201,16 +201,12 @@ def test_accounts_of_the_config_file_are_loaded_by_a_task_each(
 
 
 def test_accounts_of_dlts_secrets_are_loaded_into_a_destination_and_only_what_failed_anew(
-    sandbox: Sandbox,
+    three_projects: None,
     exports: Exports,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     reload_dlt: Callable[[], None],
-    quick: None,
 ) -> None:
-    second, third = (Sandbox(project_id=id_, limits=False) for id_ in "23")
-    for other, count in ((second, 5), (third, 7)):
-        other.add_events(events_of(TODAY - timedelta(days=1), count))
     monkeypatch.setattr(airflow_dag, "DESTINATION", "sqlalchemy")
 
     def run_with(**secrets: str) -> tuple[list[str], str, str]:
@@ -221,15 +217,13 @@ def test_accounts_of_dlts_secrets_are_loaded_into_a_destination_and_only_what_fa
         [views] = [state for task, _, state in found if task == "views"]
         return [state for task, _, state in found if task == "load"], views, str(done.state)
 
-    with serving([sandbox, second, third]) as server:
-        monkeypatch.setenv("MP_BASE_URL", server.url)
-        loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="no")
-        assert (loads, views, all_) == (["success", "success", "failed"], "success", "failed")
-        assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two")] == [90, 5]
-        assert count_in_sqlite(dataset_of("one"), "profiles") == 2
-        before = len(exports())
-        loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="sandbox")
-        assert (loads, views, all_) == (["success"] * 3, "success", "success")
+    loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="no")
+    assert (loads, views, all_) == (["success", "success", "failed"], "success", "failed")
+    assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two")] == [90, 5]
+    assert count_in_sqlite(dataset_of("one"), "profiles") == 2
+    before = len(exports())
+    loads, views, all_ = run_with(one="sandbox", two="sandbox", wrong="sandbox")
+    assert (loads, views, all_) == (["success"] * 3, "success", "success")
     assert [count_in_sqlite(dataset_of(name)) for name in ("one", "two", "wrong")] == [90, 5, 7]
     assert exports()[before:] == [(str(TODAY - timedelta(days=5)), str(TODAY - timedelta(days=1)))]
 
