@@ -130,7 +130,10 @@ def keep_promises(destination: Destination[Any, Any], *, to_read: bool = False) 
 
 def _check_catalog() -> None:
     try:
-        found = open_tables.has_catalog()
+        try:
+            found = open_tables.has_catalog()
+        except Exception:  # of two that find no tables in it, and make them, one fails: then they are there
+            found = open_tables.has_catalog()
     except Exception as error:
         raise ConfigError(f"cannot open the Iceberg catalog: {safe_line(error)}", hint=_CATALOG) from None
     if not found:

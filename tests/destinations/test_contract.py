@@ -413,6 +413,26 @@ def test_iceberg_without_a_catalog_is_refused(
     assert "pl4nted" not in str(raised.value)
 
 
+def test_an_iceberg_catalog_that_another_load_makes_meanwhile_is_taken(
+    make_place: MakePlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyiceberg.catalog.sql import SqlCatalog
+
+    place = make_place("iceberg")
+    original = SqlCatalog.create_tables
+    others: list[SqlCatalog] = []
+
+    def create_tables(self: SqlCatalog) -> None:
+        original(self)
+        if not others:
+            others.append(self)
+            raise RuntimeError("table iceberg_namespace_properties already exists")
+
+    monkeypatch.setattr(SqlCatalog, "create_tables", create_tables)
+    place.target()
+    assert others
+
+
 def test_a_plain_run_is_not_appended_to_files(server: SandboxServer, project: Project, tmp_path: Path) -> None:
     files = dlt.destinations.filesystem(str(tmp_path / "files"))
     pipeline = dlt.pipeline("plain", destination=files, dataset_name="mixpanel", pipelines_dir=str(tmp_path / "dlt"))
